@@ -1,0 +1,1 @@
+"""vla_adapt: one small, verifiable OpenVLA adapter per robot."""

@@ -1,0 +1,88 @@
+"""The DataLoader: same global order on any ranks, workers and restarts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_adapt.episodes import open_dataset
+from vla_adapt.episodes.loader import make_loader
+from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.windows import Window
+
+
+@pytest.fixture
+def mixture(written: Path) -> Mixture:
+    return Mixture([(open_dataset(written), 2.0), (open_dataset(written, split="val"), 1.0)], 3, horizon=4)
+
+
+def ids(windows: list[Window]) -> list[tuple[Any, ...]]:
+    return [tuple(window["ids"].values()) for window in windows]
+
+
+def test_union_over_ranks_does_not_depend_on_their_number(mixture: Mixture) -> None:
+    whole = [ids(batch) for batch in make_loader(mixture, 12, steps=6)]
+    assert [one[-1] for batch in whole for one in batch] == list(range(72))
+    for world in (2, 3, 4):
+        shares = [
+            [ids(batch) for batch in make_loader(mixture, 12, rank, world, steps=6)] for rank in range(world)
+        ]
+        assert all(len(batch) == 12 // world for share in shares for batch in share)
+        joined = [[one for share in shares for one in share[step]] for step in range(6)]
+        assert joined == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_arrays_stay_arrays(mixture: Mixture, workers: int) -> None:
+    window = next(iter(make_loader(mixture, 4, steps=1, num_workers=workers)))[0]
+    assert type(window["action"]) is type(window["images"]["primary"]) is np.ndarray
+
+
+def test_resume_continues(mixture: Mixture) -> None:
+    whole = [ids(batch) for batch in make_loader(mixture, 8, 1, 2, steps=10)]
+    resumed = [ids(batch) for batch in make_loader(mixture, 8, 1, 2, start_step=6, steps=4)]
+    assert resumed == whole[6:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_anything(mixture: Mixture, workers: int) -> None:
+    plain = list(make_loader(mixture, 6, steps=8, collate=stack))
+    loaded = list(make_loader(mixture, 6, steps=8, num_workers=workers, collate=stack))
+    assert len(loaded) == 8
+    for a, b in zip(plain, loaded, strict=True):
+        assert a["ids"] == b["ids"]
+        for key in ("image", "action", "proprio"):
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def stack(windows: list[Window]) -> dict[str, Any]:
+    return {
+        "ids": ids(windows),
+        "image": np.stack([window["images"]["primary"] for window in windows]),
+        "action": np.stack([window["action"] for window in windows]),
+        "proprio": np.stack([window["proprio"] for window in windows]),
+    }
+
+
+@pytest.mark.slow
+def test_spawned_workers_work(mixture: Mixture) -> None:
+    loader = make_loader(mixture, 6, steps=2, num_workers=1, multiprocessing_context="spawn")
+    assert [ids(batch) for batch in loader] == [ids(batch) for batch in make_loader(mixture, 6, steps=2)]
+
+
+def test_endless_and_length(mixture: Mixture) -> None:
+    assert len(make_loader(mixture, 4, steps=9)) == 9
+    endless = iter(make_loader(mixture, 4))
+    for _ in range(20):
+        next(endless)
+
+
+def test_refusals(mixture: Mixture) -> None:
+    with pytest.raises(ValueError, match="global batch 10 does not divide among 4 processes"):
+        make_loader(mixture, 10, 0, 4)
+    with pytest.raises(ValueError, match=r"rank 2 of 2 processes: wanted 0\.\.1"):
+        make_loader(mixture, 10, 2, 2)

@@ -1,0 +1,54 @@
+"""Statistics over datasets equal those computed directly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes import EpisodeData, MemoryDataset, fake_data, open_dataset
+from vla_adapt.episodes.statistics import robot_statistics
+
+
+def test_all_steps_of_all_datasets_of_a_robot(
+    written: Path, robot: Embodiment, recordings: dict[str, list[EpisodeData]]
+) -> None:
+    base = Embodiment.load("mobile_panda")
+    other = MemoryDataset("other", base, [fake_data(base, np.random.default_rng(0), 5)])
+    got = robot_statistics([open_dataset(written), other, open_dataset(written, split="val")])
+    assert list(got) == ["franka_panda", "mobile_panda"]
+    everything = [data for split in recordings.values() for data in split]
+    unifier = ActionUnifier(robot)
+    values = unifier.to_unified(np.concatenate([data.action for data in everything]))[0].astype(np.float64)
+    action = got["franka_panda"].action
+    assert action.count == len(values) == sum(len(data) for data in everything)
+    np.testing.assert_allclose(action.mean, values.mean(axis=0), atol=1e-7)
+    np.testing.assert_allclose(action.q99, np.quantile(values, 0.99, axis=0), atol=1e-7)
+    np.testing.assert_array_equal(action.mask, unifier.mask)
+    state = np.concatenate([data.state for data in everything])
+    proprio = ActionUnifier(robot, kind="proprio").to_unified(state)[0]
+    assert got["franka_panda"].proprio is not None
+    np.testing.assert_allclose(got["franka_panda"].proprio.max, proprio.max(axis=0), atol=1e-6)
+
+
+def test_no_state_gives_no_proprio(robot: Embodiment) -> None:
+    data = fake_data(robot, np.random.default_rng(0), 4)
+    data.state = None
+    assert robot_statistics([MemoryDataset("blind", robot, [data])])["franka_panda"].proprio is None
+
+
+def test_nan_names_dataset_episode_and_step(robot: Embodiment) -> None:
+    data = fake_data(robot, np.random.default_rng(0), 4)
+    data.action[2, 0] = np.nan
+    with pytest.raises(ValueError, match=r"bad: episode 0: step 2: action holds"):
+        robot_statistics([MemoryDataset("bad", robot, [data])])
+
+
+def test_two_meanings_of_one_name_are_refused(robot: Embodiment) -> None:
+    other = robot.model_copy(update={"rate_hz": 7.0})
+    data = [fake_data(robot, np.random.default_rng(0), 4)]
+    with pytest.raises(ValueError, match="b: its embodiment 'franka_panda' differs from that of a"):
+        robot_statistics([MemoryDataset("a", robot, data), MemoryDataset("b", other, data)])

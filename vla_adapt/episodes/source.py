@@ -1,0 +1,192 @@
+"""What an episode is: recorded arrays going in (`EpisodeData`), one readable episode coming out (`Episode`).
+
+Every format gives the same `Episode`: native (robot-unit) actions and states as arrays, images on demand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import simplejpeg
+from jaxtyping import Float, Int64, Shaped, UInt8
+
+from vla_adapt.embodiment import Component, Embodiment
+
+Images = UInt8[np.ndarray, "_ h w 3"] | Sequence[bytes]
+
+
+@dataclass
+class EpisodeData:
+    """One recorded episode in memory, as a writer takes it.
+
+    Attributes:
+        action: [T, D] native action, float.
+        images: camera name -> [T, h, w, 3] uint8, or T encoded JPEG strings (stored as they are).
+        instruction: the task in words.
+        state: [T, P] native proprioception, or None.
+        extra: further per-step arrays [T, ...].
+        metadata: facts about the whole episode (seed, success, ...): str, bool, int or float values.
+    """
+
+    action: Float[np.ndarray, "_ D"]
+    images: Mapping[str, Images]
+    instruction: str
+    state: Float[np.ndarray, "_ P"] | None = None
+    extra: Mapping[str, Shaped[np.ndarray, "_ ..."]] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    def episode(self, episode_id: str) -> Episode:
+        """The same recording as a readable `Episode`."""
+        return Episode(
+            episode_id=episode_id,
+            instruction=self.instruction,
+            action=np.asarray(self.action, np.float32),
+            state=None if self.state is None else np.asarray(self.state, np.float32),
+            cameras=tuple(self.images),
+            extra_keys=tuple(self.extra),
+            read_image=lambda t, camera: _pixels(self.images[camera][t]),
+            read_extra=lambda key: np.asarray(self.extra[key]),
+            read_metadata=lambda: dict(self.metadata),
+        )
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode: numbers in memory, images decoded when asked for.
+
+    `len()` is the number of steps. `action` [T, D] and `state` [T, P] are float32 in the robot's own units.
+    """
+
+    episode_id: str
+    instruction: str
+    action: Float[np.ndarray, "T D"]
+    state: Float[np.ndarray, "T P"] | None
+    cameras: tuple[str, ...]
+    extra_keys: tuple[str, ...]
+    read_image: Callable[[int, str], UInt8[np.ndarray, "h w 3"]]
+    read_extra: Callable[[str], Shaped[np.ndarray, "T ..."]]
+    read_metadata: Callable[[], Mapping[str, Any]] = dict
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Facts about the whole episode: seed, success, source file, ..."""
+        return self.read_metadata()
+
+    def image(self, t: int, camera: str = "primary") -> UInt8[np.ndarray, "h w 3"]:
+        """Decode the image of step `t`, uint8 RGB [h, w, 3].
+
+        Raises:
+            ValueError: an unknown camera or a step outside the episode.
+        """
+        if camera not in self.cameras:
+            raise ValueError(
+                f"episode {self.episode_id}: no camera '{camera}'; it has {_listed(self.cameras)}"
+            )
+        if not 0 <= t < len(self):
+            raise ValueError(f"episode {self.episode_id}: step {t} asked, it has steps 0..{len(self) - 1}")
+        return self.read_image(t, camera)
+
+    def extra(self, key: str) -> Shaped[np.ndarray, "T ..."]:
+        """A further per-step array [T, ...] of the episode.
+
+        Raises:
+            ValueError: an unknown key.
+        """
+        if key not in self.extra_keys:
+            raise ValueError(
+                f"episode {self.episode_id}: no extra '{key}'; it has {_listed(self.extra_keys)}"
+            )
+        return self.read_extra(key)
+
+
+@runtime_checkable
+class EpisodeDataset(Protocol):
+    """A sequence of episodes of one embodiment. `lengths` [len] are their numbers of steps."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def embodiment(self) -> Embodiment: ...
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " E"]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Episode: ...
+
+
+class MemoryDataset:
+    """Episodes held in memory, as an `EpisodeDataset`."""
+
+    def __init__(self, name: str, embodiment: Embodiment, episodes: Sequence[EpisodeData]):
+        self.name = name
+        self.embodiment = embodiment
+        self._episodes = [data.episode(str(i)) for i, data in enumerate(episodes)]
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, " E"]:
+        return np.array([len(episode) for episode in self._episodes], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self._episodes[index]
+
+
+def fake_data(
+    embodiment: Embodiment, rng: np.random.Generator, length: int = 8, image_size: int = 32
+) -> EpisodeData:
+    """A random but well-formed recording of `embodiment` (actions in [-1, 1], unit quaternions)."""
+    cameras = list(embodiment.cameras) or ["primary"]
+    action = [_fake_component(part, rng, length) for part in embodiment.action]
+    state = [_fake_component(part, rng, length) for part in embodiment.proprio]
+    return EpisodeData(
+        action=np.concatenate(action, axis=1).astype(np.float32),
+        state=np.concatenate(state, axis=1).astype(np.float32) if state else None,
+        images={
+            camera: rng.integers(0, 256, (length, image_size, image_size, 3), dtype=np.uint8)
+            for camera in cameras
+        },
+        instruction=f"pick up object {int(rng.integers(100))}",
+        metadata={"seed": int(rng.integers(1 << 30)), "success": True},
+    )
+
+
+def fake_episode(
+    embodiment: Embodiment, rng: np.random.Generator, length: int = 8, image_size: int = 32
+) -> Episode:
+    """`fake_data` as a readable episode."""
+    return fake_data(embodiment, rng, length, image_size).episode("fake")
+
+
+def _fake_component(component: Component, rng: np.random.Generator, length: int) -> np.ndarray:
+    width = component.native_size
+    if (component.rotation or "").startswith("quaternion"):
+        quaternion = rng.normal(size=(length, 4))
+        return quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)
+    low, high = -1.0, 1.0
+    if component.gripper is not None:
+        low, high = sorted((component.gripper.open, component.gripper.closed))
+    return rng.uniform(low, high, size=(length, width))
+
+
+def _pixels(image: np.ndarray | bytes) -> np.ndarray:
+    if isinstance(image, bytes):
+        return simplejpeg.decode_jpeg(image, fastdct=True, fastupsample=False)
+    return image
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"

@@ -1,0 +1,111 @@
+"""Batches: normalization, masks, blindness, missing things."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vla_adapt.actions.normalize import Normalizer, Statistics
+from vla_adapt.policy.batch import BatchBuilder
+
+HORIZON = 3
+SLOTS = {"arm": list(range(7)), "base": [28, 29, 30]}
+
+
+def normalizer(robot: str, seed: int) -> Normalizer:
+    mask = np.zeros(32, dtype=bool)
+    mask[SLOTS[robot]] = True
+    return Normalizer(Statistics.from_samples(np.random.default_rng(seed).normal(size=(50, 32)), mask))
+
+
+def window(robot: str, seed: int, valid_steps: int = HORIZON) -> dict:
+    rng = np.random.default_rng(seed)
+    slots = np.zeros(32, dtype=bool)
+    slots[SLOTS[robot]] = True
+    mask = np.repeat(slots[None], HORIZON, axis=0)
+    mask[valid_steps:] = False
+    return {
+        "images": {"primary": rng.integers(0, 256, (112, 112, 3), dtype=np.uint8)},
+        "proprio": np.where(slots, rng.normal(size=32), np.nan).astype(np.float32),
+        "proprio_mask": slots,
+        "action": np.where(mask, rng.normal(size=(HORIZON, 32)), np.nan).astype(np.float32),
+        "action_mask": mask,
+        "instruction": "lift the cube" if robot == "arm" else "drive to the table and stop there",
+        "robot": robot,
+        "extra": {"object_pose": rng.normal(size=3), "note": "text is not collated"},
+        "ids": {"step": 0},
+    }
+
+
+@pytest.fixture
+def normalizers():
+    return {"arm": (normalizer("arm", 1), normalizer("arm", 2)), "base": (normalizer("base", 3), None)}
+
+
+@pytest.fixture
+def builder(tiny_dir, normalizers):
+    return BatchBuilder.from_pretrained(tiny_dir, normalizers)
+
+
+def test_windows_of_two_robots(builder, normalizers):
+    windows = [window("arm", 0, valid_steps=2), window("base", 1)]
+    batch = builder.windows(windows)
+    assert len(batch) == 2
+    assert batch.robots == ["arm", "base"]
+    assert batch.pixel_values.shape == (2, 6, 84, 84)
+    assert batch.slot_mask.sum(dim=1).tolist() == [7, 3]
+    assert batch.action_mask.sum(dim=(1, 2)).tolist() == [14, 9]
+    wanted = normalizers["arm"][0].normalize(np.nan_to_num(windows[0]["action"][:2]))
+    np.testing.assert_allclose(batch.action[0, :2], wanted, atol=1e-6)
+    assert (batch.action[~batch.action_mask] == 0).all()
+    wanted = normalizers["arm"][1].normalize(np.nan_to_num(windows[0]["proprio"]))
+    np.testing.assert_allclose(batch.proprio[0], wanted, atol=1e-6)
+    assert not batch.proprio_mask[1].any()
+    assert batch.extra.keys() == {"object_pose"}
+    assert batch.extra["object_pose"].dtype == torch.float32
+    assert all(torch.isfinite(getattr(batch, name)).all() for name in ("action", "proprio", "pixel_values"))
+
+
+def test_an_observation_gives_what_its_window_gives(builder):
+    given = window("arm", 0)
+    from_window = builder.windows([given])
+    observation = {"images": given["images"], "prompt": given["instruction"], "state": np.zeros(8)}
+    live = builder.observation(observation, "arm", given["proprio"], given["proprio_mask"])
+    for name in ("input_ids", "attention_mask", "pixel_values", "proprio", "proprio_mask", "slot_mask"):
+        assert torch.equal(getattr(live, name), getattr(from_window, name)), name
+    assert live.action is None
+    assert live.action_mask is None
+
+
+def test_blind_zeroes_pixels_only(tiny_dir, normalizers, builder):
+    blind = BatchBuilder.from_pretrained(tiny_dir, normalizers, blind=True).windows([window("arm", 0)])
+    seeing = builder.windows([window("arm", 0)])
+    assert (blind.pixel_values == 0).all()
+    assert torch.equal(blind.action, seeing.action)
+    assert torch.equal(blind.input_ids, seeing.input_ids)
+
+
+def test_missing_camera_names_those_present(builder):
+    with pytest.raises(ValueError, match="lacks camera 'primary'; cameras there: left, wrist"):
+        builder.observation(
+            {"images": dict.fromkeys(("wrist", "left"), np.zeros((4, 4, 3))), "prompt": "go"}, "arm"
+        )
+    with pytest.raises(ValueError, match="lacks 'prompt'; wanted images and prompt, got images"):
+        builder.observation({"images": {}}, "arm")
+
+
+def test_unknown_robot_suggests_the_near_name(builder):
+    with pytest.raises(ValueError, match="no statistics for robot 'arms'; did you mean 'arm'"):
+        builder.windows([{**window("arm", 0), "robot": "arms"}])
+
+
+def test_select_and_to_keep_rows_together(builder):
+    batch = builder.windows([window("arm", 0), window("base", 1), window("arm", 2)])
+    picked = batch.select([2, 0])
+    assert picked.robots == ["arm", "arm"]
+    assert torch.equal(picked.action, batch.action[[2, 0]])
+    assert torch.equal(picked.extra["object_pose"], batch.extra["object_pose"][[2, 0]])
+    masked = batch.select(torch.tensor([False, True, False])).to("cpu")
+    assert masked.robots == ["base"]
+    assert torch.equal(masked.input_ids[0], batch.input_ids[1])

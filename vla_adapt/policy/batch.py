@@ -1,0 +1,220 @@
+"""Windows of any robots, or live observations, to one batch of tensors for the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+
+from vla_adapt.actions.normalize import Normalizer
+from vla_adapt.policy.preprocess import ImagePreprocessor
+from vla_adapt.policy.prompt import PromptTokenizer
+from vla_adapt.suggest import did_you_mean
+
+
+@dataclass
+class PolicyBatch:
+    """What heads read. Actions and proprio are normalized to [-1, 1]; masked entries are zero.
+
+    `slot_mask` says which slots the row's robot has; `action_mask` also leaves out steps past the episode.
+    """
+
+    input_ids: Int[torch.Tensor, "B T"]
+    attention_mask: Bool[torch.Tensor, "B T"]
+    pixel_values: Float[torch.Tensor, "B 6 h w"]
+    proprio: Float[torch.Tensor, "B 32"]
+    proprio_mask: Bool[torch.Tensor, "B 32"]
+    slot_mask: Bool[torch.Tensor, "B 32"]
+    action: Float[torch.Tensor, "B H 32"] | None = None
+    action_mask: Bool[torch.Tensor, "B H 32"] | None = None
+    extra: dict[str, torch.Tensor] = field(default_factory=dict)
+    robots: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def _map(self, change: Any, robots: list[str]) -> PolicyBatch:
+        tensors = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **tensors, extra={k: change(v) for k, v in self.extra.items()}, robots=robots)
+
+    def to(self, device: torch.device | str) -> PolicyBatch:
+        """The same batch on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True), self.robots)
+
+    def pin_memory(self) -> PolicyBatch:
+        """The same batch in page-locked memory (`DataLoader(pin_memory=True)` calls this)."""
+        return self._map(lambda tensor: tensor.pin_memory(), self.robots)
+
+    def select(self, rows: Sequence[int] | torch.Tensor) -> PolicyBatch:
+        """Some rows, in the given order (indices, or a bool mask); text is not trimmed."""
+        index = torch.as_tensor(rows, device=self.input_ids.device)
+        index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+        return self._map(lambda tensor: tensor[index], [self.robots[row] for row in index.tolist()])
+
+
+class BatchBuilder:
+    """Normalizes, preprocesses and collates; pass its bound `windows` as a data loader's `collate`.
+
+    Args:
+        preprocessor: of the base checkpoint.
+        tokenizer: of the base checkpoint.
+        normalizers: robot -> (action normalizer, proprio normalizer or None when there is no proprio).
+        blind: zero all pixel values, the control that shows whether vision is used.
+        image_key: which camera the policy sees.
+    """
+
+    def __init__(
+        self,
+        preprocessor: ImagePreprocessor,
+        tokenizer: PromptTokenizer,
+        normalizers: Mapping[str, tuple[Normalizer, Normalizer | None]],
+        blind: bool = False,
+        image_key: str = "primary",
+    ):
+        self.preprocessor = preprocessor
+        self.tokenizer = tokenizer
+        self.normalizers = dict(normalizers)
+        self.blind = blind
+        self.image_key = image_key
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        normalizers: Mapping[str, tuple[Normalizer, Normalizer | None]],
+        blind: bool = False,
+        image_key: str = "primary",
+    ) -> BatchBuilder:
+        """Take image and text processing from a base checkpoint folder."""
+        preprocessor = ImagePreprocessor.from_pretrained(directory)
+        return cls(preprocessor, PromptTokenizer.from_pretrained(directory), normalizers, blind, image_key)
+
+    def windows(self, windows: Sequence[Mapping[str, Any]]) -> PolicyBatch:
+        """Windows in unified SI units (see `episodes.windows.window`) to a training batch.
+
+        `extra` holds what all windows have, as float32 for floating numbers.
+        """
+        batch = self._observations(
+            [window["images"] for window in windows],
+            [window["instruction"] for window in windows],
+            [window["robot"] for window in windows],
+            [window.get("proprio") for window in windows],
+            [window.get("proprio_mask") for window in windows],
+        )
+        values, masks = [], []
+        for window in windows:
+            mask = np.asarray(window["action_mask"], dtype=bool)
+            normalizer = self._normalizer(window["robot"])[0]
+            mask = mask & np.asarray(normalizer.mask, dtype=bool)
+            action = normalizer.normalize(np.where(mask, window["action"], 0.0))
+            values.append(np.where(mask, action, 0.0))
+            masks.append(mask)
+        batch.action = torch.from_numpy(np.stack(values).astype(np.float32))
+        batch.action_mask = torch.from_numpy(np.stack(masks))
+        batch.extra = _collate_extra([window.get("extra") or {} for window in windows])
+        return batch
+
+    def observations(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        robots: Sequence[str],
+        proprio: Float[np.ndarray, "B 32"] | None = None,
+        proprio_mask: Bool[np.ndarray, "B 32"] | None = None,
+    ) -> PolicyBatch:
+        """Live observations `{"images": {camera: uint8}, "prompt": str}` to a batch without actions.
+
+        Args:
+            observations: one per row; their native `state` is not read here.
+            robots: robot of each row.
+            proprio: unified SI values of each row's state.
+            proprio_mask: slots of each row's state.
+        """
+        for observation in observations:
+            missing = [key for key in ("images", "prompt") if key not in observation]
+            if missing:
+                got = ", ".join(sorted(observation)) or "nothing"
+                raise ValueError(f"observation lacks {missing[0]!r}; wanted images and prompt, got {got}")
+        none = [None] * len(observations)
+        return self._observations(
+            [observation["images"] for observation in observations],
+            [observation["prompt"] for observation in observations],
+            list(robots),
+            none if proprio is None else list(proprio),
+            none if proprio_mask is None else list(proprio_mask),
+        )
+
+    def observation(
+        self,
+        observation: Mapping[str, Any],
+        robot: str,
+        proprio: Float[np.ndarray, " 32"] | None = None,
+        proprio_mask: Bool[np.ndarray, " 32"] | None = None,
+    ) -> PolicyBatch:
+        """One live observation as a batch of one."""
+        rows = None if proprio is None else np.asarray(proprio)[None]
+        masks = None if proprio_mask is None else np.asarray(proprio_mask)[None]
+        return self.observations([observation], [robot], rows, masks)
+
+    def _normalizer(self, robot: str) -> tuple[Normalizer, Normalizer | None]:
+        if robot not in self.normalizers:
+            raise ValueError(f"no statistics for robot {robot!r}; {did_you_mean(robot, self.normalizers)}")
+        return self.normalizers[robot]
+
+    def _observations(
+        self,
+        images: list[Mapping[str, np.ndarray]],
+        instructions: list[str],
+        robots: list[str],
+        proprio: Sequence[np.ndarray | None],
+        proprio_mask: Sequence[np.ndarray | None],
+    ) -> PolicyBatch:
+        pixel_values = self.preprocessor([self._image(cameras) for cameras in images])
+        if self.blind:
+            pixel_values.zero_()
+        input_ids, attention_mask = self.tokenizer(instructions)
+        values = np.zeros((len(robots), 32), dtype=np.float32)
+        masks = np.zeros((len(robots), 32), dtype=bool)
+        slots = np.stack([np.asarray(self._normalizer(robot)[0].mask, dtype=bool) for robot in robots])
+        for row, robot in enumerate(robots):
+            normalizer, state, given = self._normalizer(robot)[1], proprio[row], proprio_mask[row]
+            if normalizer is None or state is None:
+                continue
+            masks[row] = np.asarray(normalizer.mask, dtype=bool)
+            if given is not None:
+                masks[row] &= np.asarray(given, dtype=bool)
+            clean = np.where(masks[row], state, 0.0)
+            values[row] = np.where(masks[row], normalizer.normalize(clean), 0.0)
+        return PolicyBatch(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            pixel_values=pixel_values,
+            proprio=torch.from_numpy(values),
+            proprio_mask=torch.from_numpy(masks),
+            slot_mask=torch.from_numpy(slots),
+            robots=robots,
+        )
+
+    def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
+        if self.image_key not in cameras:
+            present = ", ".join(sorted(cameras)) or "none"
+            raise ValueError(f"observation lacks camera {self.image_key!r}; cameras there: {present}")
+        return cameras[self.image_key]
+
+
+def _collate_extra(extras: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    keys = set(extras[0]).intersection(*extras) if extras else set()
+    collated = {}
+    for key in sorted(keys):
+        arrays = [np.asarray(extra[key]) for extra in extras]
+        if arrays[0].dtype.kind not in "fiub" or any(array.shape != arrays[0].shape for array in arrays):
+            continue
+        stacked = np.stack(arrays)
+        collated[key] = torch.from_numpy(stacked.astype(np.float32) if stacked.dtype.kind == "f" else stacked)
+    return collated

@@ -1,0 +1,74 @@
+"""Action heads by kind: making, saving and loading what turns hidden states into chunks of actions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput
+from vla_adapt.policy.checkpoint import atomic_files
+from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.parallel_head import ParallelHead
+from vla_adapt.policy.token_head import TokenHead
+from vla_adapt.suggest import validate_model
+
+__all__ = ["ActionHead", "HeadConfig", "HeadOutput", "load_head", "make_head", "save_head"]
+
+HEAD_JSON = "head.json"
+HEAD_WEIGHTS = "head.safetensors"
+_KINDS: dict[str, type[ActionHead]] = {"parallel": ParallelHead, "tokens": TokenHead}
+
+
+def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> ActionHead:
+    """A fresh head of the model's width, float32, on the CPU.
+
+    Args:
+        config: which head.
+        model: the policy it will sit on (adapters included or not).
+        seed: of the initial weights; None draws from torch's global generator.
+    """
+    if seed is None:
+        return _KINDS[config.kind](config, model.config.hidden_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _KINDS[config.kind](config, model.config.hidden_size)
+
+
+def save_head(head: ActionHead, directory: str | Path) -> None:
+    """Write `head.json` and `head.safetensors` into a folder."""
+    state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in head.state_dict().items()}
+    with atomic_files(directory) as scratch:
+        described = {"config": head.config.model_dump(), "width": head.width}
+        (scratch / HEAD_JSON).write_text(json.dumps(described, indent=2) + "\n")
+        save_file(state, scratch / HEAD_WEIGHTS, metadata={"format": "pt"})
+
+
+def load_head(directory: str | Path, model: OpenVLA) -> ActionHead:
+    """Read a head for `model`, in float32.
+
+    Raises:
+        ValueError: when files are missing or broken, or the head was made for a model of another width.
+    """
+    directory = Path(directory)
+    for name in (HEAD_JSON, HEAD_WEIGHTS):
+        if not (directory / name).is_file():
+            raise ValueError(f"no {name} in {directory}; wanted a folder with an action head")
+    described = json.loads((directory / HEAD_JSON).read_text())
+    config = validate_model(HeadConfig, described["config"], str(directory / HEAD_JSON))
+    if described["width"] != model.config.hidden_size:
+        raise ValueError(
+            f"the head in {directory} is for a model of width {described['width']}, this one has "
+            f"{model.config.hidden_size}; load it on the base it was trained on"
+        )
+    head = make_head(config, model, seed=0)
+    state = {name: tensor.float() for name, tensor in load_file(directory / HEAD_WEIGHTS).items()}
+    wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
+    if {name: tensor.shape for name, tensor in state.items()} != wanted:
+        raise ValueError(
+            f"{directory / HEAD_WEIGHTS} does not fit {HEAD_JSON}; copy both files from one save"
+        )
+    head.load_state_dict(state)
+    return head.eval()

@@ -1,0 +1,50 @@
+"""The bank: several robots on one base, each answering as if it were alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_adapt.adaptation.bank import Bank
+from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.policy.openvla import OpenVLA
+
+
+def observation(bundle: Bundle) -> dict:
+    assert bundle.golden is not None
+    return bundle.golden.observation(bundle.observation.camera)
+
+
+def test_robots_do_not_disturb_each_other(finished_run: Path, random_base: Path):
+    bundles = {name: Bundle.load(finished_run / "bundles" / name) for name in ("ur5e", "bimanual_panda")}
+    bank = Bank.open(OpenVLA.from_pretrained(random_base), finished_run / "bundles")
+    assert set(bank.robots()) == set(bundles)
+    for name in ("ur5e", "bimanual_panda", "ur5e"):
+        alone = bundles[name].attach(OpenVLA.from_pretrained(random_base)).act(observation(bundles[name]))
+        together, timing = bank.act(name, observation(bundles[name]))
+        assert together.shape == (4, bundles[name].embodiment.action_dim)
+        assert np.allclose(alone, together, atol=1e-6)
+        assert timing["policy_ms"] > 0
+
+
+def test_bad_observations_are_named(finished_run: Path, random_base: Path):
+    bank = Bank.open(OpenVLA.from_pretrained(random_base), finished_run / "bundles")
+    good = observation(Bundle.load(finished_run / "bundles" / "ur5e"))
+    with pytest.raises(ValueError, match=r"no robot 'ur5'.*; did you mean 'ur5e'"):
+        bank.act("ur5", good)
+    with pytest.raises(ValueError, match="lacks camera 'primary'; cameras there: wrist"):
+        bank.act("ur5e", good | {"images": {"wrist": good["images"]["primary"]}})
+    with pytest.raises(ValueError, match="no 'state'"):
+        bank.act("ur5e", {key: value for key, value in good.items() if key != "state"})
+    with pytest.raises(ValueError, match="8"):
+        bank.act("ur5e", good | {"state": good["state"][:5]})
+    with pytest.raises(ValueError, match=r"(?i)nan"):
+        bank.act("ur5e", good | {"state": np.full_like(good["state"], np.nan)})
+
+
+def test_two_bundles_of_one_robot_are_refused(finished_run: Path, random_base: Path):
+    bundle = Bundle.load(finished_run / "bundles" / "ur5e")
+    with pytest.raises(ValueError, match="two bundles for robot 'ur5e'"):
+        Bank(OpenVLA.from_pretrained(random_base), [bundle, bundle])

@@ -1,0 +1,152 @@
+"""Bundles: complete, whole on disk, plain PEFT, tied to their base, and every damage named in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from vla_adapt.adaptation.bundle import Bundle, find_bundles
+from vla_adapt.adaptation.method import activate
+from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.tiny import build_tiny_base
+
+
+@pytest.fixture
+def bundle_dir(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(finished_run / "bundles" / "ur5e", tmp_path / "ur5e"))
+
+
+@pytest.fixture
+def base(random_base: Path) -> OpenVLA:
+    return OpenVLA.from_pretrained(random_base)
+
+
+def test_verify_replays_the_golden_pair(bundle_dir: Path, base: OpenVLA):
+    result = Bundle.load(bundle_dir).verify(base)
+    assert result.robot == "ur5e"
+    assert result.max_difference <= result.tolerance == 1e-3
+
+
+def test_verify_notices_other_weights(bundle_dir: Path, base: OpenVLA):
+    bundle = Bundle.load(bundle_dir)
+    policy = bundle.attach(base)
+    with torch.no_grad():
+        base.projector.fc3.weight.mul_(1.5)
+    with pytest.raises(ValueError, match=r"differ by .* of the action range"):
+        bundle.verify_policy(policy)
+
+
+def test_load_save_round_trip(bundle_dir: Path, base: OpenVLA, tmp_path: Path):
+    bundle = Bundle.load(bundle_dir)
+    policy = bundle.attach(base)
+    bundle.head = policy.head
+    bundle.save(tmp_path / "again")
+    again = Bundle.load(tmp_path / "again")
+    assert again.embodiment == bundle.embodiment
+    assert again.action_statistics == bundle.action_statistics
+    assert again.facts == bundle.facts
+    assert again.adapter.keys() == bundle.adapter.keys()
+    assert all(torch.equal(again.adapter[key], bundle.adapter[key]) for key in bundle.adapter)
+    assert again.golden is not None
+    assert bundle.golden is not None
+    assert np.array_equal(again.golden.actions, bundle.golden.actions)
+
+
+def test_plain_peft_gives_the_same_logits(bundle_dir: Path, base: OpenVLA, random_base: Path):
+    Bundle.load(bundle_dir).attach(base)
+    activate(base, "ur5e")
+    plain = PeftModel.from_pretrained(OpenVLA.from_pretrained(random_base), str(bundle_dir)).eval()
+    size = base.config.image_sizes[0]
+    inputs = {
+        "input_ids": torch.tensor([[1, 30, 40, 50]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.bool),
+        "pixel_values": torch.randn(1, 6, size, size, generator=torch.Generator().manual_seed(0)),
+    }
+    with torch.no_grad():
+        ours, theirs = base(**inputs).logits, plain(**inputs).logits
+        activate(base, None)
+        bare = base(**inputs).logits
+    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert not torch.allclose(ours, bare, atol=1e-4)
+
+
+def test_adapter_config_is_for_inference_and_names_no_machine(bundle_dir: Path):
+    config = json.loads((bundle_dir / "adapter_config.json").read_text())
+    assert config["inference_mode"] is True
+    assert config["base_model_name_or_path"] is None
+    for file in ("adapter_config.json", "head.json", "statistics.json", "README.md"):
+        assert "/tmp" not in (bundle_dir / file).read_text()
+
+
+def test_refuses_another_base(bundle_dir: Path, tmp_path: Path):
+    other = OpenVLA.from_pretrained(build_tiny_base(tmp_path / "other", seed=4))
+    with pytest.raises(ValueError, match=r"bundle of 'ur5e' belongs to base \w{12}, this base is \w{12}"):
+        Bundle.load(bundle_dir).verify(other)
+
+
+def test_missing_tensors_are_named(bundle_dir: Path):
+    file = bundle_dir / "adapter_model.safetensors"
+    tensors = load_file(file)
+    dropped = sorted(tensors)[0]
+    total = len(tensors)
+    save_file({key: value for key, value in tensors.items() if key != dropped}, file)
+    with pytest.raises(ValueError, match=f"1 of {total} tensors are missing .first: {dropped}"):
+        Bundle.load(bundle_dir)
+
+
+def test_tensors_missing_from_manifest_too_are_caught_on_attach(bundle_dir: Path, base: OpenVLA):
+    bundle = Bundle.load(bundle_dir)
+    bundle.adapter.pop(sorted(bundle.adapter)[0])
+    with pytest.raises(ValueError, match="tensors are missing"):
+        bundle.attach(base)
+
+
+def test_nan_tensors_are_refused(bundle_dir: Path, base: OpenVLA):
+    bundle = Bundle.load(bundle_dir)
+    bundle.adapter[sorted(bundle.adapter)[0]][0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        bundle.attach(base)
+
+
+def test_damage_and_absence_are_named(bundle_dir: Path, tmp_path: Path):
+    head = bundle_dir / "head.safetensors"
+    data = bytearray(head.read_bytes())
+    data[-1] ^= 1
+    head.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match=r"head\.safetensors was changed or damaged"):
+        Bundle.load(bundle_dir)
+    (bundle_dir / "statistics.json").unlink()
+    with pytest.raises(ValueError, match=r"statistics\.json missing"):
+        Bundle.load(bundle_dir)
+    with pytest.raises(ValueError, match=r"not a bundle: no bundle\.json"):
+        Bundle.load(tmp_path)
+    with pytest.raises(ValueError, match="no bundle in"):
+        find_bundles(tmp_path / "nowhere")
+
+
+def test_truncated_adapter_is_named(bundle_dir: Path):
+    file = bundle_dir / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors cannot be read"):
+        Bundle.load(bundle_dir)
+
+
+def test_newer_format_is_refused(bundle_dir: Path):
+    manifest = json.loads((bundle_dir / "bundle.json").read_text())
+    (bundle_dir / "bundle.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(ValueError, match="bundle format 99, this vla_adapt reads 1"):
+        Bundle.load(bundle_dir)
+
+
+def test_card_says_what_it_is(bundle_dir: Path):
+    card = Bundle.load(bundle_dir).card
+    assert "ur5e_fake: 3 episodes, 21 steps" in card
+    assert "library_name: peft" in card

@@ -1,0 +1,74 @@
+"""Adaptation methods: what trains, and that the base's own numbers stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vla_adapt.adaptation.attach import adapter_tensors
+from vla_adapt.adaptation.method import Full, HeadOnly, Lora, Nothing, activate
+from vla_adapt.policy.openvla import OpenVLA
+
+
+@pytest.fixture
+def model(random_base: Path) -> OpenVLA:
+    return OpenVLA.from_pretrained(random_base)
+
+
+def logits(model: OpenVLA) -> torch.Tensor:
+    size = model.config.image_sizes[0]
+    pixels = torch.randn(1, 6, size, size, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[1, 30, 40]])
+    with torch.no_grad():
+        return model(
+            input_ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool), pixel_values=pixels
+        ).logits
+
+
+def test_lora_trains_adapters_only_and_starts_at_the_base(model: OpenVLA):
+    before = logits(model)
+    Lora(rank=2, targets="all_linear").prepare(model, ["left", "right"])
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    for robot in ("left", "right", None):
+        activate(model, robot)
+        assert torch.allclose(logits(model), before, atol=1e-6)
+
+
+def test_all_linear_reaches_language_model_projector_and_both_towers(model: OpenVLA):
+    Lora(rank=2, targets="all_linear").prepare(model, ["left"])
+    names = adapter_tensors(model, "left")
+    for part in (
+        "language_model",
+        "projector",
+        "vision_backbone.featurizer",
+        "vision_backbone.fused_featurizer",
+    ):
+        assert any(f".{part}." in name for name in names), f"no adapter in {part}"
+    assert not any("lm_head" in name for name in names)
+
+
+def test_activate_switches_between_robots(model: OpenVLA):
+    Lora(rank=2).prepare(model, ["left", "right"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B.left." in name:
+                parameter.normal_()
+    activate(model, "right")
+    plain = logits(model)
+    activate(model, "left")
+    assert not torch.allclose(logits(model), plain, atol=1e-4)
+    activate(model, None)
+    assert torch.allclose(logits(model), plain, atol=1e-6)
+    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+
+
+@pytest.mark.parametrize(("method", "trains"), [(HeadOnly(), False), (Nothing(), False), (Full(), True)])
+def test_others_train_all_or_nothing_of_the_model(
+    model: OpenVLA, method: HeadOnly | Nothing | Full, trains: bool
+):
+    method.prepare(model, ["left"])
+    assert {parameter.requires_grad for parameter in model.parameters()} == {trains}

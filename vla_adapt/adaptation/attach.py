@@ -1,0 +1,68 @@
+"""Put a robot's adapter tensors onto a resident base model, completely or not at all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+PREFIX = "base_model.model."
+
+
+def _resident_tensors(model: nn.Module, robot: str) -> dict[str, nn.Parameter]:
+    """The adapter of `robot` that `model` holds, under the names of a PEFT file."""
+    marker = f".{robot}."
+    return {
+        PREFIX + name.replace(marker, ".", 1): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name and marker in name
+    }
+
+
+def adapter_tensors(model: nn.Module, robot: str) -> dict[str, Tensor]:
+    """The adapter of `robot` in plain PEFT naming, detached, on the CPU."""
+    return {key: value.detach().cpu().contiguous() for key, value in _resident_tensors(model, robot).items()}
+
+
+def attach_adapter(model: nn.Module, robot: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Inject `config` under the name `robot` into `model` and load `tensors` into it.
+
+    Raises:
+        ValueError: tensors missing, left over, of another shape or not finite. `model` then keeps an inert
+            adapter of that name (its B matrices are zero); the caller refuses the robot.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several robots: meant
+        inject_adapter_in_model(config, model, adapter_name=robot)
+    resident = _resident_tensors(model, robot)
+    check_tensors(robot, resident, tensors)
+    for key, parameter in resident.items():
+        with torch.no_grad():
+            parameter.copy_(tensors[key])
+        parameter.requires_grad_(False)
+
+
+def check_tensors(robot: str, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming what an adapter lacks, has too much of, has in another shape or not finite."""
+    missing = sorted(expected.keys() - got.keys())
+    extra = sorted(got.keys() - expected.keys())
+    if missing or extra:
+        first = missing[0] if missing else extra[0]
+        raise ValueError(
+            f"adapter of '{robot}': {len(missing)} of {len(expected)} tensors are missing and {len(extra)} "
+            f"do not belong (first: {first}); the folder is incomplete or of another base: restore it or "
+            "train it again"
+        )
+    for key, wanted in expected.items():
+        if got[key].shape != wanted.shape:
+            raise ValueError(
+                f"adapter of '{robot}': '{key}' is {list(got[key].shape)}, the base wants "
+                f"{list(wanted.shape)}; it belongs to another base"
+            )
+        if not torch.isfinite(got[key]).all():
+            raise ValueError(
+                f"adapter of '{robot}': '{key}' holds NaN or infinity; restore it or train it again"
+            )

@@ -1,0 +1,291 @@
+"""A bundle: what training leaves per robot and serving loads, one folder, written atomically.
+
+adapter_config.json, adapter_model.safetensors   plain PEFT (absent when nothing of the base was adapted)
+head.json, head.safetensors                      the robot's action head
+statistics.json                                  action and proprio statistics, unified slots, SI units
+embodiment.yaml                                  the robot as data
+golden.npz                                       one observation and the action chunk it must give
+bundle.json                                      format, base fingerprint, recipe, checksums, metrics
+README.md                                        model card
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vla_adapt.actions.normalize import Statistics
+from vla_adapt.adaptation.attach import attach_adapter
+from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.robot_policy import ObservationConfig, RobotPolicy
+from vla_adapt.embodiment import Embodiment
+from vla_adapt.policy.heads import ActionHead, load_head, save_head
+from vla_adapt.policy.openvla import OpenVLA
+
+FORMAT = 1
+MANIFEST = "bundle.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One observation and the action chunk [H, D] (robot units) the bundle gave for it when it was saved."""
+
+    image: np.ndarray
+    state: np.ndarray
+    prompt: str
+    actions: np.ndarray
+    tolerance: float = 1e-3
+
+    def observation(self, camera: str) -> dict[str, Any]:
+        return {"images": {camera: self.image}, "state": self.state, "prompt": self.prompt}
+
+    def save(self, file: Path) -> None:
+        np.savez_compressed(
+            file, image=self.image, state=self.state, prompt=np.str_(self.prompt), actions=self.actions,
+            tolerance=np.float64(self.tolerance),
+        )  # fmt: skip
+
+    @staticmethod
+    def load(file: Path) -> Golden:
+        with np.load(file, allow_pickle=False) as stored:
+            return Golden(
+                stored["image"],
+                stored["state"],
+                str(stored["prompt"]),
+                stored["actions"],
+                float(stored["tolerance"]),
+            )
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `Bundle.verify` measured: largest difference from the golden chunk, in half action ranges."""
+
+    robot: str
+    max_difference: float
+    tolerance: float
+
+
+@dataclass
+class Bundle:
+    """Everything one robot needs on top of its base. A loaded bundle reads its head when it is attached."""
+
+    embodiment: Embodiment
+    action_statistics: Statistics
+    proprio_statistics: Statistics
+    observation: ObservationConfig
+    base_fingerprint: str
+    head: ActionHead | None = None
+    adapter_config: LoraConfig | None = None
+    adapter: dict[str, Tensor] = field(default_factory=dict)
+    golden: Golden | None = None
+    card: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+
+    @property
+    def robot(self) -> str:
+        return self.embodiment.name
+
+    def save(self, folder: str | Path) -> None:
+        """Write the bundle; `folder` is replaced whole or left as it was."""
+        with atomic_folder(folder) as aside:
+            if self.adapter_config is not None:
+                _portable(self.adapter_config).save_pretrained(str(aside))
+                save_file(self.adapter, aside / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+            assert self.head is not None, "a bundle is saved with the head it was trained with"
+            save_head(self.head, aside)
+            _dump(aside / "statistics.json", {
+                "action": self.action_statistics.to_dict(), "proprio": self.proprio_statistics.to_dict(),
+            })  # fmt: skip
+            (aside / "embodiment.yaml").write_text(self.embodiment.to_text())
+            if self.golden is not None:
+                self.golden.save(aside / "golden.npz")
+            (aside / "README.md").write_text(self.card)
+            _dump(aside / MANIFEST, self._manifest(aside))
+
+    def _manifest(self, folder: Path) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "robot": self.robot,
+            "base_fingerprint": self.base_fingerprint,
+            "adapter": sorted(self.adapter),
+            "observation": self.observation.model_dump(),
+            "files": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
+            "facts": self.facts,
+        }
+
+    @staticmethod
+    def load(folder: str | Path) -> Bundle:
+        """Read a bundle and check it against its own manifest.
+
+        Raises:
+            ValueError: not a bundle, a newer format, a file missing or altered, adapter tensors missing.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder)
+        _check_files(folder, manifest)
+        statistics = json.loads((folder / "statistics.json").read_text())
+        adapted = bool(manifest["adapter"])
+        return Bundle(
+            embodiment=Embodiment.from_text((folder / "embodiment.yaml").read_text()),
+            action_statistics=Statistics.from_dict(statistics["action"]),
+            proprio_statistics=Statistics.from_dict(statistics["proprio"]),
+            observation=ObservationConfig(**manifest["observation"]),
+            base_fingerprint=manifest["base_fingerprint"],
+            adapter_config=_lora_config(folder) if adapted else None,
+            adapter=load_file(folder / ADAPTER_WEIGHTS) if adapted else {},
+            golden=Golden.load(folder / "golden.npz") if "golden.npz" in manifest["files"] else None,
+            card=(folder / "README.md").read_text(),
+            facts=manifest["facts"],
+            folder=folder,
+        )
+
+    def attach(self, base: OpenVLA) -> RobotPolicy:
+        """Put this robot onto a resident base and return its policy.
+
+        Raises:
+            ValueError: `base` is not the one the bundle was trained on, or tensors do not fit.
+        """
+        self._check_base(base)
+        head = self.head
+        if head is None:
+            assert self.folder is not None
+            head = load_head(self.folder, base)
+        if self.adapter_config is not None:
+            attach_adapter(base, self.robot, self.adapter_config, self.adapter)
+        return RobotPolicy(
+            model=base, head=head, embodiment=self.embodiment, action_statistics=self.action_statistics,
+            proprio_statistics=self.proprio_statistics, observation=self.observation,
+            adapted=self.adapter_config is not None,
+        )  # fmt: skip
+
+    def verify(self, base: OpenVLA) -> Verification:
+        """Attach to `base` and replay the golden pair.
+
+        Raises:
+            ValueError: wrong base, no golden pair, or actions that differ by more than the tolerance.
+        """
+        return self.verify_policy(self.attach(base))
+
+    def verify_policy(self, policy: RobotPolicy) -> Verification:
+        """Replay the golden pair through an attached policy; see `verify`."""
+        if self.golden is None:
+            raise ValueError(
+                f"bundle of '{self.robot}' has no golden pair; it was not finished: train it again"
+            )
+        got = policy.act(self.golden.observation(self.observation.camera))
+        difference = policy.difference(got, self.golden.actions)
+        if not difference <= self.golden.tolerance:
+            raise ValueError(
+                f"bundle of '{self.robot}': the golden observation gives actions that differ by "
+                f"{difference:.3g} of the action range (allowed {self.golden.tolerance:.3g}); weights or "
+                "software changed since it was saved"
+            )
+        return Verification(self.robot, difference, self.golden.tolerance)
+
+    def with_golden(self, golden: Golden) -> Bundle:
+        return replace(self, golden=golden)
+
+    def _check_base(self, base: OpenVLA) -> None:
+        if base.fingerprint != self.base_fingerprint:
+            raise ValueError(
+                f"bundle of '{self.robot}' belongs to base {self.base_fingerprint[:12]}, this base is "
+                f"{str(base.fingerprint)[:12]}: serve it on its own base, or train it on this one"
+            )
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """The manifest of a bundle folder. Raises ValueError when it is not one."""
+    file = Path(folder) / MANIFEST
+    if not file.is_file():
+        raise ValueError(f"{folder} is not a bundle: no {MANIFEST} in it")
+    manifest = json.loads(file.read_text())
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"{file}: bundle format {manifest.get('format')}, this vla_adapt reads {FORMAT}; upgrade it"
+        )
+    return manifest
+
+
+def find_bundles(folder: str | Path) -> list[Path]:
+    """Bundle folders at `folder` itself or directly inside it, sorted by name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folder = Path(folder)
+    found = (
+        [folder]
+        if (folder / MANIFEST).is_file()
+        else sorted(file.parent for file in folder.glob(f"*/{MANIFEST}"))
+    )
+    found = [path for path in found if not path.name.startswith(".")]
+    if not found:
+        raise ValueError(
+            f"no bundle in {folder}: wanted a folder with {MANIFEST}, or a folder of such folders"
+        )
+    return found
+
+
+def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
+    missing = [name for name in manifest["files"] if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder}: {', '.join(missing)} missing; copy the whole bundle folder again")
+    if manifest["adapter"]:
+        _check_adapter_keys(folder, manifest["adapter"])
+    for name, checksum in manifest["files"].items():
+        if _sha256(folder / name) != checksum:
+            raise ValueError(
+                f"{folder / name} was changed or damaged since it was saved; copy the bundle folder again"
+            )
+
+
+def _check_adapter_keys(folder: Path, expected: list[str]) -> None:
+    try:
+        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as stored:
+            got = set(stored.keys())
+    except Exception as error:
+        raise ValueError(
+            f"{folder / ADAPTER_WEIGHTS} cannot be read ({error}); copy the bundle folder again"
+        ) from error
+    missing = sorted(set(expected) - got)
+    if missing:
+        raise ValueError(
+            f"{folder / ADAPTER_WEIGHTS}: {len(missing)} of {len(expected)} tensors are missing "
+            f"(first: {missing[0]}); copy the bundle folder again or train it again"
+        )
+
+
+def _portable(config: LoraConfig) -> LoraConfig:
+    """As PEFT itself saves it: for inference, and without the path of the base on this machine."""
+    config = copy.deepcopy(config)
+    config.inference_mode = True
+    config.base_model_name_or_path = None
+    return config
+
+
+def _lora_config(folder: Path) -> LoraConfig:
+    config = LoraConfig.from_pretrained(str(folder))
+    assert isinstance(config, LoraConfig)
+    return config
+
+
+def _dump(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""Which parameters of a policy may change, and how: one small frozen class per method.
+
+`method.prepare(model, robots)` makes the trainable state for those robots inside `model`; the knobs live in
+the class. Heads are the robot's own and train with every method but `none`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from vla_adapt.policy.openvla import OpenVLA
+
+ATTENTION = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj)"
+ALL_LINEAR = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2|fc3)"
+TARGETS = {"attention": ATTENTION, "all_linear": ALL_LINEAR}
+
+
+class Lora(BaseModel):
+    """One low-rank adapter per robot on a frozen base (Hu et al., 2021).
+
+    `targets` is "attention", "all_linear" (language model, projector and both vision towers) or a regular
+    expression over module names. The seed of the project uses r=16, alpha=32 on attention; OpenVLA's own
+    fine-tuning r=32, alpha=16 on all linear layers.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, gt=0)
+    alpha: int = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    rslora: bool = False
+    targets: str = "attention"
+
+    def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=TARGETS.get(self.targets, self.targets),
+            bias="none",
+        )
+        peft_model = get_peft_model(model, config, adapter_name=robots[0])
+        for robot in robots[1:]:
+            peft_model.add_adapter(robot, config)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+
+class HeadOnly(BaseModel):
+    """The backbone stays frozen; only the robot's action head trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["head_only"] = "head_only"
+
+    def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        del robots
+        model.requires_grad_(False)
+
+
+class Full(BaseModel):
+    """Every parameter trains; what comes out is a new base, not an adapter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["full"] = "full"
+
+    def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        del robots
+        model.requires_grad_(True)
+
+
+class Nothing(BaseModel):
+    """Nothing trains: the base and its head as they are, with the robot's own statistics (a control)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["none"] = "none"
+
+    def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        del robots
+        model.requires_grad_(False)
+
+
+Method = Annotated[Lora | HeadOnly | Full | Nothing, Field(discriminator="kind")]
+
+
+def activate(model: nn.Module, robot: str | None) -> None:
+    """Send the next forward pass of `model` through the adapter of `robot` (None: the bare base).
+
+    Unlike PEFT's `set_adapter` this leaves `requires_grad` alone, so several robots' passes can share one
+    backward pass. Adapters the model does not hold leave the bare base.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module._active_adapter = [robot] if robot is not None else []

@@ -1,0 +1,37 @@
+"""Confidence intervals for success rates."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+
+def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson, 1927); 95 % with the default z.
+
+    Returns:
+        Lower and upper bound, both in [0, 1]. With no trials the interval is all of it.
+
+    Raises:
+        ValueError: successes outside 0..trials.
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"got {successes} successes in {trials} trials; wanted 0 <= successes <= trials")
+    if trials == 0:
+        return 0.0, 1.0
+    rate = successes / trials
+    center = rate + z * z / (2 * trials)
+    spread = z * sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+
+
+def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    """Whether two intervals share a point."""
+    return first[0] <= second[1] and second[0] <= first[1]
+
+
+def rate_text(successes: int, trials: int) -> str:
+    """`17/20 = 85 % [64, 95]`: a rate never without its interval."""
+    low, high = wilson(successes, trials)
+    rate = 100 * successes / trials if trials else float("nan")
+    return f"{successes}/{trials} = {rate:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"

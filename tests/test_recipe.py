@@ -1,0 +1,44 @@
+"""Recipes: overrides reach their key, mistakes are named with the near name."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from vla_adapt.recipe import Recipe
+
+
+def test_overrides_reach_their_key():
+    recipe = Recipe.load("quickstart", ["train.steps=7", "mixture.1.weight=3", "adaptation.rank=4", "seed=5"])
+    assert recipe.train.steps == 7
+    assert recipe.mixture[1].weight == 3
+    assert recipe.adaptation.rank == 4  # type: ignore[union-attr]
+    assert recipe.seed == 5
+
+
+def test_round_trip():
+    recipe = Recipe.load("quickstart")
+    assert Recipe.model_validate(yaml.safe_load(recipe.to_text())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=7", "steps"),
+        ("adaptation.ranks=7", "rank"),
+        ("trian.steps=7", "train"),
+        ("train.steps=many", "train.steps"),
+        ("train.steps", "--set wants a.b=value"),
+        ("mixture.9.weight=1", "'9' is no item of a list"),
+        ("name.x=1", "'name' is a value"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str):
+    with pytest.raises(ValueError, match=message) as caught:
+        Recipe.load("quickstart", [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_recipe_suggests():
+    with pytest.raises(ValueError, match="did you mean 'quickstart'"):
+        Recipe.load("quikstart")

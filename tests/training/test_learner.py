@@ -1,0 +1,70 @@
+"""The learner: splitting a batch changes nothing, each robot's loss reaches its own adapter and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vla_adapt.recipe import Recipe
+from vla_adapt.training.loop import by_robot
+from vla_adapt.training.setting import Setting, prepare
+
+
+@pytest.fixture
+def setting(make_recipe: Callable[..., Recipe], tmp_path: Path) -> Setting:
+    return prepare(make_recipe(str(tmp_path)))
+
+
+def test_groups_are_disjoint_and_complete(setting: Setting):
+    groups = setting.learner.groups()
+    assert set(groups) == {"ur5e", "bimanual_panda"}
+    grouped = [id(parameter) for parameters in groups.values() for parameter in parameters]
+    trained = [id(parameter) for parameter in setting.learner.parameters() if parameter.requires_grad]
+    assert sorted(grouped) == sorted(trained)
+    assert len(set(grouped)) == len(grouped)
+
+
+def test_a_robot_trains_its_own_adapter_only(setting: Setting):
+    windows = [setting.mixture.window(n) for n in range(16)]
+    batches = by_robot(setting.builder, list(setting.robots), windows)
+    assert set(batches) == {"ur5e", "bimanual_panda"}
+    setting.learner({"ur5e": batches["ur5e"]})["loss"].backward()
+    groups = setting.learner.groups()
+    assert all(parameter.grad is None for parameter in groups["bimanual_panda"])
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in groups["ur5e"])
+
+
+def test_mixed_loss_is_the_sample_mean(setting: Setting):
+    windows = [setting.mixture.window(n) for n in range(16)]
+    batches = by_robot(setting.builder, list(setting.robots), windows)
+    output = setting.learner(batches)
+    each = torch.cat([output[f"{robot}/loss"] for robot in batches])
+    assert len(each) == 16
+    assert output["loss"].item() == pytest.approx(each.mean().item(), rel=1e-6)
+
+
+def test_mixed_pass_equals_each_robot_alone(setting: Setting):
+    windows = [setting.mixture.window(n) for n in range(16)]
+    batches = by_robot(setting.builder, list(setting.robots), windows)
+    mixed = setting.learner(batches)
+    for robot, batch in batches.items():
+        alone = setting.learner({robot: batch})
+        assert torch.allclose(mixed[f"{robot}/loss"], alone[f"{robot}/loss"], atol=1e-6)
+
+
+def test_gradients_lie_in_memory_as_their_parameters(make_recipe: Callable[..., Recipe], tmp_path: Path):
+    """Else DistributedDataParallel warns, and copies them one by one."""
+    setting = prepare(make_recipe(str(tmp_path), adaptation={"kind": "full"}))
+    windows = [setting.mixture.window(n) for n in range(4)]
+    setting.learner(by_robot(setting.builder, list(setting.robots), windows))["loss"].backward()
+    got = {
+        name: parameter
+        for name, parameter in setting.learner.named_parameters()
+        if parameter.grad is not None
+    }
+    assert any("cls_token" in name for name in got)
+    wrong = [name for name, p in got.items() if p.grad is not None and p.grad.stride() != p.stride()]
+    assert wrong == []

@@ -1,0 +1,32 @@
+"""Schedule by steps, clipping per robot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_schedules_warm_up_and_end_where_they_should(schedule: str):
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=10, schedule=schedule)  # type: ignore[arg-type]
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer, rates = make_optimizer(config, {"a": [parameter], "none": []}, steps=100)
+    seen = []
+    for _ in range(100):
+        seen.append(rates.get_last_lr()[0])
+        optimizer.step()
+        rates.step()
+    assert seen[0] == pytest.approx(0.1)
+    assert max(seen) == seen[10] if schedule == "constant" else max(seen) <= 1.0
+    assert seen[-1] == pytest.approx({"linear": 0.01, "cosine": 0.00025, "constant": 1.0}[schedule], abs=1e-4)
+    assert len(optimizer.param_groups) == 1
+
+
+def test_one_robots_spike_does_not_shrink_anothers_step():
+    wild, calm = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
+    wild.grad, calm.grad = torch.full((4,), 1e6), torch.full((4,), 0.1)
+    clip_per_robot([[wild], [calm]], 1.0)
+    assert wild.grad.norm() == pytest.approx(1.0, rel=1e-3)
+    assert torch.equal(calm.grad, torch.full((4,), 0.1))

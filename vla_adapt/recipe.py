@@ -1,0 +1,137 @@
+"""A recipe: everything one training run needs, as one YAML file, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from vla_adapt.adaptation.method import Lora, Method
+from vla_adapt.policy.heads import HeadConfig
+from vla_adapt.resources import recipes_dir
+from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
+from vla_adapt.training.auxiliary import AuxiliaryConfig
+from vla_adapt.training.optimizer import OptimizerConfig
+
+
+class Source(BaseModel):
+    """One dataset of the mixture. `path` may use ~ and is relative to where the run is started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    path: str
+    embodiment: str | None = None
+    weight: float = Field(default=1.0, gt=0)
+    split: str = "train"
+    held_out_split: str = Field(default="val", description="empty: nothing is held out of this dataset")
+    episodes: int | None = Field(default=None, gt=0, description="only the first so many of the split")
+
+
+class PolicyConfig(BaseModel):
+    """What the policy sees and how it answers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    head: HeadConfig = HeadConfig()
+    head_from_base: bool = True
+    camera: str = "primary"
+    blind: bool = Field(
+        default=False, description="zero all pixels, in training and when served: the control"
+    )
+
+
+class TrainConfig(BaseModel):
+    """How long, how large, how often."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    steps: int = Field(default=1000, ge=0)
+    batch_size: int = Field(default=32, gt=0, description="samples in one optimizer step, over all processes")
+    workers: int = Field(default=0, ge=0, description="loader processes per training process")
+    log_every: int = Field(default=20, gt=0)
+    save_every: int = Field(default=500, gt=0, description="steps between resume points")
+    precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
+    optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class EvaluationConfig(BaseModel):
+    """Open-loop judgement on held-out episodes when training ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    windows: int = Field(default=400, gt=0, description="held-out windows per robot, evenly spaced")
+
+
+class Recipe(BaseModel):
+    """One run: base, mixture, policy, adaptation, training. See `recipes/*.yaml`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    title: str = ""
+    base: str = Field(
+        default="tiny", description="'tiny' (shipped), 'tiny-random', or an OpenVLA checkpoint folder"
+    )
+    output: str
+    seed: int = 0
+    mixture: list[Source] = Field(min_length=1)
+    policy: PolicyConfig = PolicyConfig()
+    adaptation: Method = Lora()
+    auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    train: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @staticmethod
+    def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+        """Read a recipe file (or the name of a built-in one) and apply `a.b=c` overrides.
+
+        Raises:
+            ValueError: no such file, an unknown key (the near one is suggested) or a value of the wrong kind.
+        """
+        file = Path(path)
+        if not file.is_file():
+            built_in = recipes_dir() / f"{path}.yaml"
+            if not built_in.is_file():
+                known = Recipe.available()
+                raise ValueError(
+                    f"no recipe '{path}': no file and no built-in name; {did_you_mean(str(path), known)}"
+                )
+            file = built_in
+        tree = parse_yaml(file.read_text(), str(file))
+        for override in overrides or []:
+            _apply(tree, override)
+        return validate_model(Recipe, tree, str(file))
+
+    @staticmethod
+    def available() -> list[str]:
+        """Names of the built-in recipes."""
+        return sorted(file.stem for file in recipes_dir().glob("*.yaml"))
+
+    def to_text(self) -> str:
+        """The resolved recipe as YAML, defaults written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: Any, override: str) -> None:
+    """Set one `a.b=c` (list items by number: `mixture.0.path=...`) in a parsed recipe."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ValueError(f"--set wants a.b=value, got '{override}'")
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        if isinstance(node, list):
+            node = _item(node, part, override)
+        else:
+            node = node.setdefault(part, {})
+    value = yaml.safe_load(text)
+    if isinstance(node, list):
+        _item(node, leaf, override)
+        node[int(leaf)] = value
+    elif isinstance(node, dict):
+        node[leaf] = value
+    else:
+        raise ValueError(f"--set {override}: '{'.'.join(parents)}' is a value, it has no '{leaf}' inside")
+
+
+def _item(items: list[Any], part: str, override: str) -> Any:
+    if not part.isdigit() or int(part) >= len(items):
+        raise ValueError(f"--set {override}: '{part}' is no item of a list of {len(items)}; count from 0")
+    return items[int(part)]

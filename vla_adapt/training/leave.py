@@ -1,0 +1,132 @@
+"""What a run leaves behind: one bundle per robot, and a new base when the base itself was trained."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import LoraConfig
+
+from vla_adapt.adaptation.attach import adapter_tensors
+from vla_adapt.adaptation.bundle import Bundle, Golden
+from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.robot_policy import ObservationConfig
+from vla_adapt.evaluation.open_loop import OpenLoopResult
+from vla_adapt.policy.checkpoint import fingerprint
+from vla_adapt.policy.heads import ActionHead, save_head
+from vla_adapt.training.setting import Robot, Setting
+
+PACKAGES = ("vla_adapt", "torch", "transformers", "peft", "accelerate", "numpy")
+
+
+def leave_bundles(setting: Setting, folder: Path, results: list[OpenLoopResult]) -> None:
+    """Write `bundles/<robot>` for every robot, after `model/` when the run trained the base itself."""
+    base = setting.base_fingerprint
+    if setting.recipe.adaptation.kind == "full":
+        base = _leave_model(setting, folder / "model")
+    held_out = {result.robot: result for result in results}
+    for name in setting.robots:
+        bundle = _bundle(setting, name, base, held_out.get(name))
+        bundle.with_golden(_golden(setting, name)).save(folder / "bundles" / name)
+
+
+def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | None) -> Bundle:
+    recipe, robot, learner = setting.recipe, setting.robots[name], setting.learner
+    head = learner.heads[name]
+    assert isinstance(head, ActionHead)
+    facts = _facts(setting, robot, result)
+    config = learner.model.peft_config[name] if learner.adapted else None  # type: ignore[index]
+    assert config is None or isinstance(config, LoraConfig)
+    bundle = Bundle(
+        embodiment=robot.embodiment,
+        action_statistics=robot.action,
+        proprio_statistics=robot.proprio,
+        observation=ObservationConfig(camera=recipe.policy.camera, blind=recipe.policy.blind),
+        base_fingerprint=base,
+        head=head,
+        adapter_config=config,
+        adapter=adapter_tensors(learner.model, name) if learner.adapted else {},
+        facts=facts,
+    )
+    error = (
+        "not measured"
+        if result is None
+        else f"{result.error:.3f} (predict-the-mean {result.baseline_error:.3f})"
+    )
+    described = {
+        "recipe": recipe.name,
+        "base": base[:12],
+        "adaptation": json.dumps(recipe.adaptation.model_dump()),
+        "head": f"{head.config.kind}, horizon {head.horizon}",
+        "data": facts["data"],
+        "steps": recipe.train.steps,
+        "held_out": error,
+    }
+    bundle.card = model_card(robot.embodiment, described)
+    return bundle
+
+
+def _facts(setting: Setting, robot: Robot, result: OpenLoopResult | None) -> dict[str, Any]:
+    episodes = sum(len(dataset) for dataset in robot.train)
+    steps = sum(int(dataset.lengths.sum()) for dataset in robot.train)
+    names = ", ".join(dataset.name for dataset in robot.train)
+    return {
+        "recipe_name": setting.recipe.name,
+        "recipe": setting.recipe.to_text(),
+        "data": f"{names}: {episodes} episodes, {steps} steps",
+        "held_out": None
+        if result is None
+        else {"error": result.error, "baseline_error": result.baseline_error},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+    }
+
+
+def _golden(setting: Setting, name: str) -> Golden:
+    """The first held-out (else the first training) step and what the policy answers to it."""
+    robot = setting.robots[name]
+    episode = (robot.held_out or robot.train)[0][0]
+    policy = setting.policy(name)
+    assert episode.state is not None, f"{name}: episodes without state"
+    image, state = episode.image(0, policy.camera), np.asarray(episode.state[0])
+    actions = policy.act({"images": {policy.camera: image}, "state": state, "prompt": episode.instruction})
+    tolerance = _tolerance(policy.head, setting.recipe.train.precision)
+    return Golden(image, state, episode.instruction, actions, tolerance)
+
+
+def _tolerance(head: ActionHead, precision: str) -> float:
+    """1e-3 of the half range; 0.1 after bfloat16 training, as a float32 server differs by up to half of that.
+
+    Token heads may fall into the neighboring bin on other hardware: at least two of 256 bins.
+    """
+    rounding = 0.1 if precision == "bf16" else 1e-3
+    return max(rounding, 2 * 2 / 255) if head.config.kind == "tokens" else rounding
+
+
+def _leave_model(setting: Setting, folder: Path) -> str:
+    """Save the trained base (original layout, head and statistics beside it) and return its fingerprint."""
+    model = setting.learner.model
+    model.config.norm_stats.update({name: _norm_stats(robot) for name, robot in setting.robots.items()})
+    first = next(iter(setting.learner.heads.values()))
+    assert isinstance(first, ActionHead)
+    with atomic_folder(folder) as aside:
+        model.save_pretrained(aside)
+        save_head(first, aside)
+    return fingerprint(folder)
+
+
+def _norm_stats(robot: Robot) -> dict[str, Any]:
+    """OpenVLA's `norm_stats` entry, over the robot's own slots in slot order."""
+    slots = np.flatnonzero(robot.action.mask)
+    grippers = np.isin(slots, (6, 20))
+    values = {
+        key: getattr(robot.action, key)[slots].tolist() for key in ("mean", "std", "min", "max", "q01", "q99")
+    }
+    return {"action": {**values, "mask": (~grippers).tolist()}, "num_transitions": int(robot.action.count)}

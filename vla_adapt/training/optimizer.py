@@ -1,0 +1,50 @@
+"""AdamW over one parameter group per robot, warm-up and decay by step count, gradient clipping per robot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class OptimizerConfig(BaseModel):
+    """Knobs of the optimizer (Loshchilov & Hutter, 2019) and of its schedule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = Field(default=50, ge=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    clip_norm: float = Field(default=1.0, gt=0, description="per robot, as robots share no adapter")
+
+
+def make_optimizer(
+    config: OptimizerConfig, groups: dict[str, list[torch.nn.Parameter]], steps: int
+) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """One AdamW with a parameter group per robot, and its schedule over `steps` steps."""
+    params = [{"params": parameters, "name": robot} for robot, parameters in groups.items() if parameters]
+    optimizer = torch.optim.AdamW(
+        params, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=False
+    )
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        progress = min(1.0, step / max(steps, 1))
+        if config.schedule == "linear":
+            return warm * (1.0 - progress)
+        if config.schedule == "cosine":
+            return warm * 0.5 * (1.0 + math.cos(math.pi * progress))
+        return warm
+
+    return optimizer, LambdaLR(optimizer, factor)
+
+
+def clip_per_robot(groups: Iterable[list[torch.nn.Parameter]], clip_norm: float) -> None:
+    """Clip each robot's own gradient norm, so that one robot's spike never shrinks another's step."""
+    for parameters in groups:
+        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)

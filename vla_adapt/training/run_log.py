@@ -1,0 +1,97 @@
+"""What a run writes while it trains: progress bar, metrics.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from tensorboardX import SummaryWriter
+
+from vla_adapt.policy.batch import PolicyBatch
+from vla_adapt.training.meter import Meter
+from vla_adapt.training.setting import Setting
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """A context manager; every process takes part, the main one writes sums over all of them.
+
+    Args:
+        accelerator: of the run.
+        setting: of the run.
+        folder: where the files go.
+        done: steps an interrupted run had finished; what it logged after them is dropped.
+    """
+
+    def __init__(self, accelerator: Accelerator, setting: Setting, folder: Path, done: int) -> None:
+        self._accelerator, self._train = accelerator, setting.recipe.train
+        self._meter = Meter({name: robot.normalizers[0] for name, robot in setting.robots.items()})
+        self._main = accelerator.is_main_process
+        if not self._main:
+            return
+        _keep_until(folder / METRICS, done)
+        self._file = (folder / METRICS).open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._task = self._bar.add_task("", total=self._train.steps, completed=done, loss="-")
+
+    def __enter__(self) -> RunLog:
+        if self._main:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            self._bar.stop()
+            self._file.close()
+            self._board.close()
+
+    def step(
+        self, step: int, output: dict[str, torch.Tensor], batches: dict[str, PolicyBatch], rate: float
+    ) -> None:
+        """Account for finished step number `step` (from 1); every `log_every`-th and the last are written."""
+        self._meter.add(output, batches)
+        if step % self._train.log_every == 0 or step == self._train.steps:
+            sums = self._accelerator.reduce(self._meter.sums.to(self._accelerator.device), reduction="sum")
+            assert isinstance(sums, torch.Tensor)
+            self._meter.reset()
+            if self._main:
+                self._write(step, self._meter.summary(sums), rate)
+        if self._main:
+            self._bar.update(self._task, completed=step)
+
+    def _write(self, step: int, summary: dict[str, dict[str, float]], rate: float) -> None:
+        for robot, metrics in summary.items():
+            row = {"step": step, "robot": robot, "learning_rate": rate, **metrics}
+            self._file.write(json.dumps(row) + "\n")
+            for key, value in metrics.items():
+                self._board.add_scalar(f"{robot}/{key}", value, step)
+        self._file.flush()
+        samples = sum(metrics["samples"] for metrics in summary.values())
+        loss = sum(metrics["loss"] * metrics["samples"] for metrics in summary.values()) / samples
+        self._bar.update(self._task, loss=f"{loss:.4f}")
+
+
+def _keep_until(file: Path, step: int) -> None:
+    """Drop the rows of later steps (all of them for step 0)."""
+    lines = file.read_text().splitlines() if step and file.is_file() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    file.write_text("".join(f"{line}\n" for line in kept))

@@ -1,0 +1,164 @@
+"""From a recipe to everything the loop needs: datasets, statistics, model, heads, helper loss."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vla_adapt.actions.normalize import Normalizer, Statistics
+from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.method import Full
+from vla_adapt.adaptation.robot_policy import ObservationConfig, RobotPolicy
+from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes import open_dataset
+from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.statistics import robot_statistics
+from vla_adapt.episodes.subset import FirstEpisodes
+from vla_adapt.policy.batch import BatchBuilder
+from vla_adapt.policy.heads import ActionHead, load_head, make_head
+from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.tiny import build_tiny_base
+from vla_adapt.recipe import Recipe, Source
+from vla_adapt.resources import base_dir
+from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
+from vla_adapt.training.learner import Learner
+
+
+@dataclass
+class Robot:
+    """One robot of a run."""
+
+    embodiment: Embodiment
+    train: list[EpisodeDataset]
+    held_out: list[EpisodeDataset]
+    action: Statistics
+    proprio: Statistics
+
+    @property
+    def normalizers(self) -> tuple[Normalizer, Normalizer]:
+        unifiers = ActionUnifier(self.embodiment), ActionUnifier(self.embodiment, kind="proprio")
+        return Normalizer(self.action, unifiers[0].mask), Normalizer(self.proprio, unifiers[1].mask)
+
+
+@dataclass
+class Setting:
+    """All that a run needs, on the CPU."""
+
+    recipe: Recipe
+    robots: dict[str, Robot]
+    mixture: Mixture
+    learner: Learner
+    builder: BatchBuilder
+    base_fingerprint: str
+
+    def policy(self, robot: str) -> RobotPolicy:
+        """The policy of one robot as it stands."""
+        mine = self.robots[robot]
+        return RobotPolicy(
+            model=self.learner.model, head=self.learner.heads[robot], embodiment=mine.embodiment,  # type: ignore[arg-type]
+            action_statistics=mine.action, proprio_statistics=mine.proprio, adapted=self.learner.adapted,
+            observation=ObservationConfig(camera=self.recipe.policy.camera, blind=self.recipe.policy.blind),
+        )  # fmt: skip
+
+
+def prepare(recipe: Recipe) -> Setting:
+    """Open the data, measure it, load the base and make what trains.
+
+    Raises:
+        ValueError: anything of the recipe that does not fit what is there.
+    """
+    torch.manual_seed(recipe.seed)
+    datasets = [_train_part(source) for source in recipe.mixture]
+    robots = _robots(recipe, datasets)
+    model = _base(recipe)
+    heads = _heads(recipe, model, list(robots))
+    adapted = recipe.adaptation.kind == "lora"
+    recipe.adaptation.prepare(model, list(robots))
+    for head in heads.values():
+        head.requires_grad_(recipe.adaptation.kind != "none")
+    learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets))
+    mixture = Mixture(
+        [(dataset, source.weight) for dataset, source in zip(datasets, recipe.mixture, strict=True)],
+        seed=recipe.seed,
+        horizon=recipe.policy.head.horizon,
+        cameras=(recipe.policy.camera,),
+    )
+    builder = BatchBuilder.from_pretrained(
+        model.source,
+        {name: robot.normalizers for name, robot in robots.items()},
+        blind=recipe.policy.blind,
+        image_key=recipe.policy.camera,
+    )
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint)
+
+
+def _open(source: Source, split: str) -> EpisodeDataset:
+    return open_dataset(Path(source.path).expanduser(), embodiment=source.embodiment, split=split)
+
+
+def _train_part(source: Source) -> EpisodeDataset:
+    dataset = _open(source, source.split)
+    return FirstEpisodes(dataset, source.episodes) if source.episodes else dataset
+
+
+def _held_out_part(source: Source) -> EpisodeDataset:
+    try:
+        return _open(source, source.held_out_split)
+    except ValueError as error:
+        raise ValueError(f"held_out_split: {error}; an empty one holds nothing out") from None
+
+
+def _robots(recipe: Recipe, datasets: list[EpisodeDataset]) -> dict[str, Robot]:
+    robots: dict[str, Robot] = {}
+    measured = robot_statistics(datasets)
+    for name, statistics in measured.items():
+        pairs = zip(recipe.mixture, datasets, strict=True)
+        sources, mine = zip(*[pair for pair in pairs if pair[1].embodiment.name == name], strict=True)
+        if statistics.proprio is None:
+            raise ValueError(f"{mine[0].name}: no recorded state; a policy of '{name}' needs one")
+        held_out = [_held_out_part(source) for source in sources if source.held_out_split]
+        robots[name] = Robot(mine[0].embodiment, list(mine), held_out, statistics.action, statistics.proprio)
+    return robots
+
+
+def _base(recipe: Recipe) -> OpenVLA:
+    folder = base_dir(recipe.base)
+    if recipe.base == "tiny-random":
+        folder = Path(recipe.output).expanduser() / "initial_base"
+        if not folder.is_dir():
+            with atomic_folder(folder) as aside:
+                build_tiny_base(aside, seed=recipe.seed)
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    return OpenVLA.from_pretrained(folder, dtype=dtype)
+
+
+def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, ActionHead]:
+    if recipe.policy.head_from_base and (model.source / "head.json").is_file():
+        first = load_head(model.source, model)
+        if first.config != recipe.policy.head:
+            raise ValueError(
+                f"the base carries the head {first.config}, the recipe wants {recipe.policy.head}; make them "
+                "equal or set policy.head_from_base=false to start with a fresh head"
+            )
+    else:
+        first = make_head(recipe.policy.head, model)
+    if isinstance(recipe.adaptation, Full):
+        return dict.fromkeys(robots, first)
+    return {robot: copy.deepcopy(first) for robot in robots}
+
+
+def _auxiliary(
+    recipe: Recipe, model: OpenVLA, datasets: list[EpisodeDataset]
+) -> tuple[AuxiliaryLoss | None, float, str]:
+    config = recipe.auxiliary
+    if not config.weight:
+        return None, 0.0, ""
+    targets = [dataset[index].extra(config.key) for dataset in datasets for index in range(len(dataset))]
+    mean, std = target_statistics(torch.as_tensor(np.concatenate(targets), dtype=torch.float32))
+    return AuxiliaryLoss(model.config.hidden_size, mean, std), config.weight, config.key

@@ -1,0 +1,102 @@
+"""The command line: what people type, what they read, mistakes in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from vla_adapt import cli
+
+
+def vla_adapt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: object
+) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of one command."""
+    monkeypatch.setattr("sys.argv", ["vla-adapt", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    return lambda *words: vla_adapt(capsys, monkeypatch, *words)
+
+
+def test_robots(run):
+    code, out, _ = run("robots")
+    assert code == 0
+    assert all(name in out for name in ("franka_panda", "ur5e", "bimanual_panda", "mobile_panda", "widowx"))
+    assert run("robots", "list")[1] == out
+    code, out, _ = run("robots", "show", "mobile_panda")
+    assert code == 0
+    assert "base_velocity.wz" in out
+
+
+def test_unknown_robot_is_one_line(run):
+    code, _, err = run("robots", "show", "frank_panda")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "did you mean 'franka_panda'" in err
+
+
+@pytest.mark.parametrize("verb", ["robots", "data", "adapters", "evaluate", "serve", "report", "sim"])
+def test_every_verb_helps_with_an_example(run, verb: str):
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "xample" in out or verb in ("report",)
+
+
+def test_data_commands(run, two_robot_data: dict[str, Path]):
+    code, out, _ = run("data", "index", two_robot_data["ur5e"])
+    assert (code, "3 episodes, 21 steps, ur5e" in out) == (0, True)
+    code, out, _ = run("data", "stats", two_robot_data["ur5e"])
+    assert (code, "right_ee_position_delta.x" in out) == (0, True)
+    code, out, _ = run("data", "inspect", two_robot_data["ur5e"], "--episode", 1)
+    assert (code, "7 steps" in out) == (0, True)
+    code, _, err = run("data", "inspect", two_robot_data["ur5e"], "--episode", 9)
+    assert (code, "it has 3; count from 0" in err) == (2, True)
+
+
+def test_adapters_commands(run, finished_run: Path, random_base: Path, tmp_path: Path):
+    code, out, _ = run("adapters", "list", finished_run / "bundles")
+    assert (code, "bimanual_panda" in out) == (0, True)
+    code, out, _ = run("adapters", "show", finished_run / "bundles" / "ur5e")
+    assert (code, "adapter bundle" in out) == (0, True)
+    code, out, _ = run("adapters", "verify", finished_run / "bundles", "--base", random_base)
+    assert (code, out.count("golden pair replayed")) == (0, 2)
+    damaged = Path(shutil.copytree(finished_run / "bundles", tmp_path / "bundles"))
+    (damaged / "ur5e" / "head.json").unlink()
+    code, out, _ = run("adapters", "verify", damaged, "--base", random_base)
+    assert code == 1
+    assert "FAILED" in out
+    assert "head.json missing" in out
+    assert out.count("golden pair replayed") == 1
+
+
+def test_open_loop_table_and_report(run, finished_run: Path, tmp_path: Path):
+    code, out, _ = run("evaluate", "--run", finished_run)
+    assert (code, "predict-the-mean" in out) == (0, True)
+    (finished_run / "closed_loop.json").write_text(json.dumps([
+        {"robot": "ur5e", "label": "LoRA", "episodes": 4, "successes": 3, "seed": 1, "steps": [9]},
+    ]))  # fmt: skip
+    code, _, _ = run("report", finished_run, "--out", tmp_path / "r.html")
+    (finished_run / "closed_loop.json").unlink()
+    page = (tmp_path / "r.html").read_text()
+    assert code == 0
+    assert page.count("data:image/png;base64") >= 4
+    assert "3/4 = 75 % [30, 95]" in page
+    assert "bimanual_panda" in page
+
+
+def test_missing_things_are_named(run, tmp_path: Path):
+    code, _, err = run("report", tmp_path, "--out", tmp_path / "r.html")
+    assert (code, "holds no run" in err) == (2, True)
+    code, _, err = run("evaluate")
+    assert (code, "--closed-loop" in err) == (2, True)
+    code, _, err = run("adapters", "list", tmp_path)
+    assert (code, "no bundle in" in err) == (2, True)

@@ -1,0 +1,335 @@
+"""The `vla-adapt` command.
+
+Imports happen inside the verbs, the one place where that is allowed beside heavy optional libraries:
+`vla-adapt robots` must answer at once and without PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from typer.core import TyperGroup
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Adapt OpenVLA to your robots; serve them all.",
+)
+
+
+class ListByDefault(TyperGroup):
+    """A group of verbs that stands for its `list` when none is given."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["list"])
+
+
+robots_app = typer.Typer(cls=ListByDefault, help="The embodiments. Example: vla-adapt robots show ur5e")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Datasets. Example: vla-adapt data stats runs/x/episodes/ur5e"
+)
+adapters_app = typer.Typer(
+    no_args_is_help=True, help="Bundles. Example: vla-adapt adapters verify runs/x/bundles"
+)
+sim_app = typer.Typer(
+    no_args_is_help=True, help="Simulated robots. Example: vla-adapt sim record ur5e --out data"
+)
+app.add_typer(robots_app, name="robots")
+app.add_typer(data_app, name="data")
+app.add_typer(adapters_app, name="adapters")
+app.add_typer(sim_app, name="sim")
+console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty())
+
+Base = Annotated[str, typer.Option("--base", help="'tiny' (shipped) or an OpenVLA checkpoint folder")]
+
+
+def main() -> None:
+    """Run the command; mistakes of use end in one line and exit code 2, not in a traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"vla-adapt: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+@robots_app.command("list")
+def robots_list() -> None:
+    """List the embodiments; `vla-adapt robots` does the same."""
+    from vla_adapt.embodiment import Embodiment
+
+    table = Table("name", "title", "action", "rate", "cameras")
+    for name in Embodiment.available():
+        robot = Embodiment.load(name)
+        table.add_row(
+            name, robot.title, str(robot.action_dim), f"{robot.rate_hz:g} Hz", ", ".join(robot.cameras)
+        )
+    console.print(table)
+
+
+@robots_app.command("show")
+def robots_show(name: Annotated[str, typer.Argument(help="name or YAML file")]) -> None:
+    """Print one embodiment with its slot map. Example: vla-adapt robots show bimanual_panda"""
+    from vla_adapt.actions.space import describe
+    from vla_adapt.embodiment import Embodiment
+
+    robot = Embodiment.load(name)
+    console.print(
+        f"[bold]{robot.name}[/bold]: {robot.title}, {robot.rate_hz:g} Hz, cameras {', '.join(robot.cameras)}"
+    )
+    rows = describe(robot)
+    table = Table(*(field.replace("_", " ") for field in rows[0]._fields), title="unified slots of an action")
+    for row in rows:
+        table.add_row(*(str(value) for value in row))
+    console.print(table)
+
+
+@data_app.command("index")
+def data_index(path: Path, embodiment: str | None = None, split: str = "train") -> None:
+    """Index a dataset (once; later opens reuse it). Example: vla-adapt data index data/bridge_dataset"""
+    from vla_adapt.episodes import open_dataset
+
+    dataset = open_dataset(path, embodiment=embodiment, split=split)
+    steps = int(sum(dataset.lengths))
+    console.print(
+        f"{dataset.name} [{split}]: {len(dataset)} episodes, {steps} steps, {dataset.embodiment.name}"
+    )
+
+
+@data_app.command("stats")
+def data_stats(path: Path, embodiment: str | None = None, split: str = "train") -> None:
+    """Print action statistics per unified slot (SI units)."""
+    from vla_adapt.episodes import open_dataset
+    from vla_adapt.episodes.statistics import robot_statistics
+    from vla_adapt.types import SLOT_NAMES
+
+    dataset = open_dataset(path, embodiment=embodiment, split=split)
+    statistics = robot_statistics([dataset])[dataset.embodiment.name].action
+    table = Table("slot", "mean", "std", "min", "q01", "q99", "max", title=f"{dataset.name} [{split}]")
+    for slot, name in enumerate(SLOT_NAMES):
+        if statistics.mask[slot]:
+            values = [getattr(statistics, key)[slot] for key in ("mean", "std", "min", "q01", "q99", "max")]
+            table.add_row(name, *(f"{value:.4g}" for value in values))
+    console.print(table)
+
+
+@data_app.command("inspect")
+def data_inspect(path: Path, episode: int = 0, embodiment: str | None = None, split: str = "train") -> None:
+    """Print one episode: length, instruction, action per step."""
+    from vla_adapt.episodes import open_dataset
+
+    dataset = open_dataset(path, embodiment=embodiment, split=split)
+    if not 0 <= episode < len(dataset):
+        raise ValueError(f"episode {episode} of {path} [{split}]: it has {len(dataset)}; count from 0")
+    item = dataset[episode]
+    console.print(f"[bold]{dataset.name}[/bold] episode {episode} ({item.episode_id}): {len(item)} steps")
+    console.print(f"instruction: {item.instruction!r}")
+    for step in range(len(item)):
+        console.print(f"{step:4d}  " + " ".join(f"{value:8.4f}" for value in item.action[step]))
+
+
+@adapters_app.command("list")
+def adapters_list(folder: Path) -> None:
+    """List the bundles in a folder."""
+    from vla_adapt.adaptation.bundle import find_bundles, read_manifest
+
+    table = Table("robot", "folder", "base", "tensors", "recipe")
+    for path in find_bundles(folder):
+        manifest = read_manifest(path)
+        facts = manifest["facts"]
+        table.add_row(
+            manifest["robot"], str(path), manifest["base_fingerprint"][:12], str(len(manifest["adapter"])),
+            str(facts.get("recipe_name", "")),
+        )  # fmt: skip
+    console.print(table)
+
+
+@adapters_app.command("show")
+def adapters_show(folder: Path) -> None:
+    """Print the model card and facts of one bundle."""
+    from vla_adapt.adaptation.bundle import Bundle
+
+    bundle = Bundle.load(folder)
+    console.print(bundle.card, markup=False)
+    facts = {key: value for key, value in bundle.facts.items() if key != "recipe"}
+    console.print(json.dumps(facts, indent=1), markup=False)
+
+
+@adapters_app.command("verify")
+def adapters_verify(folder: Path, base: Base = "tiny") -> None:
+    """Check files and base of every bundle in FOLDER and replay its golden observation -> action pair."""
+    from vla_adapt.adaptation.bundle import Bundle, find_bundles
+    from vla_adapt.policy.openvla import OpenVLA
+    from vla_adapt.resources import base_dir
+
+    model = OpenVLA.from_pretrained(base_dir(base))
+    failed = 0
+    for path in find_bundles(folder):
+        try:
+            result = Bundle.load(path).verify(model)
+        except ValueError as error:
+            failed += 1
+            print(f"FAILED {error}")
+        else:
+            print(
+                f"ok     {result.robot}: golden pair replayed, {result.max_difference:.2g} of the range apart"
+            )
+    if failed:
+        raise SystemExit(1)
+
+
+@app.command()
+def serve(
+    adapters: Annotated[Path, typer.Option(help="folder of bundles")],
+    base: Base = "tiny",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: Annotated[Path | None, typer.Option(help="file holding the token clients must send")] = None,
+    ready_file: Annotated[
+        Path | None, typer.Option(help="written with the server's URL once it listens")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of the model; 0 leaves PyTorch's default")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU when there is one")] = "auto",
+) -> None:
+    """Serve every robot from one resident base. Example: vla-adapt serve --adapters runs/x/bundles"""
+    import torch
+
+    from vla_adapt.adaptation.bank import Bank
+    from vla_adapt.policy.openvla import OpenVLA
+    from vla_adapt.resources import base_dir
+    from vla_adapt.serving.access import read_token
+    from vla_adapt.serving.server import serve as run_server
+
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    token = read_token(token_file) if token_file else None
+    model = OpenVLA.from_pretrained(base_dir(base), device=device).eval()
+    bank = Bank.open(model, adapters, progress=print)
+
+    run_server(bank, host, port, token=token, ready_file=ready_file)
+
+
+@app.command()
+def evaluate(
+    closed_loop: Annotated[
+        bool, typer.Option("--closed-loop", help="drive simulated robots through a server")
+    ] = False,
+    url: Annotated[str, typer.Option(help="server to drive")] = "http://127.0.0.1:8000",
+    robot: Annotated[
+        list[str] | None, typer.Option(help="robots to drive (repeatable); default: all served")
+    ] = None,
+    episodes: int = 20,
+    seed: Annotated[int, typer.Option(help="first episode seed; evaluation seeds start at 9001")] = 9001,
+    execute: Annotated[int, typer.Option(help="actions executed of each chunk")] = 4,
+    workers: int = 2,
+    label: str = "",
+    token_file: Path | None = None,
+    out: Annotated[Path | None, typer.Option(help="JSON of the results; camera strips go beside it")] = None,
+    append: Annotated[bool, typer.Option(help="add to OUT instead of replacing it")] = False,
+    run: Annotated[
+        Path | None, typer.Option(help="open loop: a run folder; prints its held-out table")
+    ] = None,
+) -> None:
+    """Judge policies: closed loop in simulation through a running server, or a run's open-loop table.
+
+    Example: vla-adapt evaluate --closed-loop --url http://127.0.0.1:8000 --robot ur5e --episodes 20
+    """
+    if not closed_loop:
+        if run is None:
+            raise ValueError(
+                "evaluate wants --closed-loop (drives a server) or --run RUN_DIR (open-loop table)"
+            )
+        _print_open_loop(run)
+        return
+    from vla_adapt.evaluation.closed_loop import closed_loop as drive
+    from vla_adapt.evaluation.closed_loop import load_results, save_results, served_robots
+
+    token = token_file.read_text().strip() if token_file else None
+    results = load_results(out) if append and out and out.is_file() else []
+    for name in robot or served_robots(url, token=token):
+        with Progress(
+            TextColumn(f"{name:16s}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[won]} succeeded"), TimeElapsedColumn(), console=console,
+        ) as bar:  # fmt: skip
+            task = bar.add_task("", total=episodes, won=0)
+            result = drive(
+                name, url, episodes, seed=seed, execute=execute, workers=workers, label=label, token=token,
+                frames_dir=out.parent / "frames" if out else None,
+                progress=lambda done, won, bar=bar, task=task: bar.update(task, completed=done, won=won),
+            )  # fmt: skip
+        results.append(result)
+        mean = sum(result.steps) / len(result.steps)
+        print(f"{name} {label}: {result.text()} (95 % Wilson), mean {mean:.0f} steps")
+        if out:
+            save_results(results, out)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="run folders")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
+) -> None:
+    """One HTML page: curves, per-robot tables, predicted against true actions, closed loop, camera frames."""
+    from vla_adapt.evaluation.report import write_report
+
+    write_report(runs, out)
+    print(f"wrote {out}")
+
+
+@sim_app.command("record")
+def sim_record(
+    robot: str,
+    out: Annotated[
+        Path, typer.Option(help="folder that holds datasets; ROBOT_sim/1.0.0 is written in it (RLDS)")
+    ],
+    episodes: Annotated[int, typer.Option(help="training episodes")] = 46,
+    held_out: Annotated[int, typer.Option(help="episodes of the val split")] = 6,
+    seed: int = 0,
+    workers: int = 2,
+    noise: Annotated[bool, typer.Option(help="perturb what is executed; labels stay clean")] = True,
+    slips: Annotated[
+        bool, typer.Option(help="with noise: grippers slip too, so that retries are recorded")
+    ] = True,
+) -> None:
+    """Record scripted-expert episodes as RLDS. Example: vla-adapt sim record ur5e --out runs/d"""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from vla_adapt.sim.record import record
+
+    result = record(
+        robot, {"train": episodes, "val": held_out}, out, seed=seed, noise=noise, slips=slips, workers=workers
+    )
+    state = (
+        "already recorded"
+        if result.reused
+        else f"recorded in {result.seconds:.0f} s, {result.failed} failed attempts dropped"
+    )
+    print(f"{result.path}: {sum(result.episodes.values())} episodes, {result.steps} steps ({state})")
+
+
+def _print_open_loop(run: Path) -> None:
+    file = run / "open_loop.json"
+    if not file.is_file():
+        raise ValueError(f"{run} has no open_loop.json; it is written when scripts/finetune.py ends")
+    table = Table(
+        "robot", "windows", "error", "predict-the-mean", "ratio", title="open loop, held-out episodes"
+    )
+    for row in json.loads(file.read_text()):
+        table.add_row(
+            row["robot"], str(row["windows"]), f"{row['error']:.3f}", f"{row['baseline_error']:.3f}",
+            f"{row['error'] / row['baseline_error']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -38,8 +38,10 @@ def main() -> None:
 
 
 def end_at_once(code: int) -> NoReturn:
-    """End without Python's teardown: there gloo's threads, still joined to the other processes, may abort this
-    one, and the launcher would report signal 6 instead of `code`."""
+    """End without Python's teardown, where gloo's threads, still joined to the other processes, may abort.
+
+    The launcher would then report signal 6 instead of `code`.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

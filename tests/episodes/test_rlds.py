@@ -12,7 +12,7 @@ import pytest
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import DatasetEntry, EpisodeData, open_dataset
 from vla_adapt.episodes.example_proto import bytes_offsets, encode_example, read_numbers, scan_example
-from vla_adapt.episodes.rlds import RldsDataset
+from vla_adapt.episodes.mapped import MappedDataset
 from vla_adapt.episodes.tfrecord import frame, read_records
 
 ALL_CAMERAS = {f"camera_{i}": f"observation/image_{i}" for i in range(4)}
@@ -84,7 +84,7 @@ def test_pickled_and_forked_readers_agree(written: Path) -> None:
             np.testing.assert_array_equal(got, wanted)
 
 
-def _image_of(dataset: RldsDataset) -> np.ndarray:
+def _image_of(dataset: MappedDataset) -> np.ndarray:
     return dataset[3].image(2)
 
 

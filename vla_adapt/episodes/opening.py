@@ -8,8 +8,9 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.entry import SIDECAR, DatasetEntry, read_sidecar
 from vla_adapt.episodes.feature_spec import STEPS
 from vla_adapt.episodes.index import open_index
+from vla_adapt.episodes.mapped import MappedDataset
 from vla_adapt.episodes.oxe import CATALOGUE
-from vla_adapt.episodes.rlds import RldsDataset
+from vla_adapt.episodes.rlds import RldsStore
 from vla_adapt.episodes.shards import RldsFolder, find_version_folder
 from vla_adapt.suggest import did_you_mean
 
@@ -22,7 +23,7 @@ def open_dataset(
     cache_dir: str | Path | None = None,
     verify_crc: bool = True,
     check: bool = True,
-) -> RldsDataset:
+) -> MappedDataset:
     """Open one split of a stored dataset.
 
     Args:
@@ -47,7 +48,7 @@ def open_dataset(
     else:
         robot = recorded
     index = open_index(folder, split, cache_dir, verify_crc)
-    return RldsDataset(folder, split, index, entry, robot, check)
+    return MappedDataset(RldsStore(folder, split, index), entry, robot, check)
 
 
 def _find_entry(

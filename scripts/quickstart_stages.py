@@ -23,13 +23,12 @@ CONTROLS = (
     ("control_ur5e_lora", "ur5e", "LoRA"),
     ("control_ur5e_base", "ur5e", "base alone"),
     ("control_ur5e_scratch", "ur5e", "from scratch"),
-    ("control_ur5e_scratch_helper", "ur5e", "scratch + cube pose"),
     ("control_ur5e_head", "ur5e", "head only"),
     ("control_ur5e_blind", "ur5e", "LoRA, blind"),
     ("control_panda_blind", "franka_panda", "LoRA, blind"),
     ("control_ur5e_tokens", "ur5e", "LoRA, token head"),
 )
-CONTROL_EPISODES = 60
+CONTROL_EPISODES = 100
 BIN = Path(sys.executable).parent
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # DDP's note that this batch used every adapter
 PATH = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -27,3 +27,11 @@ def test_failure_leaves_the_older_one(tmp_path: Path):
         raise OSError("disk full")
     assert (target / "file").read_text() == "one"
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_files_are_as_readable_as_the_folder(tmp_path: Path):
+    with atomic_folder(tmp_path / "bundle") as aside:
+        (aside / "private").write_text("weights")
+        (aside / "private").chmod(0o600)
+    folder = (tmp_path / "bundle").stat().st_mode
+    assert (tmp_path / "bundle" / "private").stat().st_mode & 0o777 == folder & 0o666

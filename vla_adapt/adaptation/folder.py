@@ -14,7 +14,8 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
     """Yield an empty folder beside `target`; when the block succeeds it becomes `target`.
 
     An older `target` is replaced only after the new one is complete on disk. When the block fails (full disk,
-    killed process, bad input) the older one stays untouched.
+    killed process, bad input) the older one stays untouched. Files get the permissions of newly made ones:
+    safetensors writes for the owner alone, and a server under another user must be able to read a bundle.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,6 +26,7 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
+                file.chmod(aside.stat().st_mode & 0o666)
                 _sync(file)
         _sync(aside)
         _swap(aside, target)

@@ -1,6 +1,6 @@
 """Bring the tree in README.md up to date: keeps the lines that are there, adds new files, drops gone ones.
 
-python scripts/update_readme_tree.py          # what a new file is for comes from its docstring or first comment
+What a new file is for comes from its docstring or first comment.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def files() -> list[str]:
             continue
         if str(Path(name).parent) in COLLECTIONS and name.endswith(".yaml"):
             names.add(f"{Path(name).parent}/*.yaml")
+        elif path.name == "__init__.py" and not path.read_text().strip():
+            continue
         elif name.endswith((".py", ".yaml")) or name.startswith("scripts/"):
-            if path.name != "__init__.py" or path.read_text().strip():
-                names.add(name)
+            names.add(name)
     return sorted(names)
 
 

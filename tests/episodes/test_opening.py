@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vla_adapt.embodiment import Embodiment
@@ -18,7 +19,7 @@ def test_version_parent_and_grandparent(written: Path) -> None:
 def test_several_datasets_must_be_named(written: Path) -> None:
     (written.parent / "2.0.0").mkdir()
     (written.parent / "2.0.0" / "features.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds several datasets; name one of .*1\.0\.0, .*2\.0\.0"):
+    with pytest.raises(ValueError, match=r"holds several versions; name one of .*1\.0\.0, .*2\.0\.0"):
         open_dataset(written.parent)
 
 
@@ -49,8 +50,8 @@ def test_embodiment_argument_wins_over_the_recorded_one(written: Path) -> None:
     robot = Embodiment.load("franka_panda").model_copy(update={"name": "other"})
     assert open_dataset(written, embodiment=robot).embodiment.name == "other"
     assert open_dataset(written, embodiment="ur5e").embodiment.name == "ur5e"
-    with pytest.raises(ValueError, match="unknown robot 'franka'"):
-        open_dataset(written, embodiment="franka")
+    with pytest.raises(ValueError, match="unknown robot 'frank'"):
+        open_dataset(written, embodiment="frank")
 
 
 def test_catalogue_by_name(written: Path) -> None:
@@ -77,3 +78,34 @@ def test_damaged_sidecar_is_one_line(written: Path) -> None:
     with pytest.raises(ValueError, match=r"vla_adapt\.json: not a dataset description") as caught:
         open_dataset(written)
     assert "\n" not in str(caught.value)
+
+
+def test_entry_from_a_yaml_file(written: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        """embodiment: franka_panda
+robot: my_panda
+cameras: {primary: observation/wrist}
+action:
+  position: {field: action, columns: [0, 1, 2]}
+  rotation: {field: action, columns: [3, 4, 5]}
+  gripper: {field: observation/touch, open: 0, closed: 1}
+state: []
+"""
+    )
+    for entry in (path, str(path)):
+        dataset = open_dataset(written, entry=entry)
+        assert dataset.embodiment == Embodiment.load("franka_panda").model_copy(update={"name": "my_panda"})
+    recorded = open_dataset(written)[2]
+    extra = {"touch": "observation/touch"}
+    plain = DatasetEntry(embodiment="franka_panda", cameras={"primary": "observation/wrist"}, extra=extra)
+    touch = open_dataset(written, entry=plain)[2].extra("touch")
+    episode = dataset[2]
+    np.testing.assert_array_equal(episode.action[:, :6], recorded.action[:, :6])
+    np.testing.assert_array_equal(episode.action[:, 6], np.where(touch, 1.0, -1.0))  # 1 closed, -1 open
+    np.testing.assert_array_equal(episode.image(1), recorded.image(1, "wrist"))
+    with pytest.raises(ValueError, match=r"no entry file .*gone\.yaml"):
+        open_dataset(written, entry=tmp_path / "gone.yaml")
+    path.write_text("embodiment: franka_panda\ncamera: {}\n")
+    with pytest.raises(ValueError, match=r"mine\.yaml: unknown key 'camera'; did you mean 'cameras'\?"):
+        open_dataset(written, entry=path)

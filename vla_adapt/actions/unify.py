@@ -8,7 +8,7 @@ through SO(3).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -79,6 +79,16 @@ class ActionUnifier:
     def needs_ee_rotation(self) -> bool:
         """Whether a component is given in the tool frame."""
         return any(part.component.frame == "tool" for part in self._parts)
+
+    def mask_without(self, omitted: Collection[str]) -> Bool[np.ndarray, 32]:
+        """`mask`, False also where components named in `omitted` lie (a dataset did not record them)."""
+        mask, taken = self.mask.copy(), 0
+        for component in self.embodiment.components(self.kind):
+            filled = len(component.slot_indices)
+            if component.name in omitted:
+                mask[self.positions[taken : taken + filled]] = False
+            taken += filled
+        return mask
 
     def to_unified(
         self, native: Any, ee_rotation: Pose | Mapping[str, Pose] | None = None

@@ -1,51 +1,251 @@
-"""How a stored dataset maps onto an embodiment: which field is the action, which camera is which.
+"""How a stored dataset maps onto an embodiment, as data: which field is what, in which encoding and unit.
 
 An entry comes from the dataset's own `vla_adapt.json` (our writer leaves one), from the catalogue of known
-datasets, or from the caller. Nothing is guessed.
+datasets, from a YAML file, or from the caller. Nothing is guessed.
 """
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 SIDECAR = "vla_adapt.json"
 
+ImageQuirk = Literal["bgr", "flip_vertical", "flip_horizontal", "rotate_180"]
 
-class DatasetEntry(BaseModel):
+_EULER = tuple(f"euler_{''.join(axes)}" for letters in ("xyz", "XYZ") for axes in permutations(letters))
+_ENCODINGS = (
+    "axis_angle",
+    "quaternion_xyzw",
+    "quaternion_wxyz",
+    "matrix",
+    "rotation_6d",
+    "rotation_6d_rows",
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _known_rotation(value: str) -> str:
+    if value in _ENCODINGS or value in _EULER:
+        return value
+    raise ValueError(
+        f"unknown rotation {value!r}; one of {', '.join(_ENCODINGS)}, or euler_ and scipy's axes: euler_xyz "
+        "(fixed axes), euler_ZYX (moving axes)"
+    )
+
+
+StoredRotation = Annotated[str, BeforeValidator(_known_rotation)]
+
+
+class Measured(_Strict):
+    """Where a measured pose lies that a command is related to.
+
+    Attributes:
+        field: the stored field.
+        columns: which of its numbers (flattened); default all.
+        rotation: encoding of a rotation, default that of the command.
+        scale: as of the command, where the unit differs; default the command's.
+    """
+
+    field: str
+    columns: tuple[int, ...] | None = None
+    rotation: StoredRotation | None = None
+    scale: float | None = None
+
+
+class Source(_Strict):
+    """Where (a part of) a component comes from.
+
+    Attributes:
+        field: stored or computed field.
+        columns: which numbers of one step's value, flattened, in the component's order; default all. `null`
+            stands for a constant 0: the robot cannot move that way (a planar task).
+        scale: stored * scale = the component's own number, one or one per number. Where `rotation` is given:
+            stored * scale = radians.
+        rotation: how a rotation is stored, if otherwise than in the embodiment; converted through SO(3).
+            `euler_xyz` as scipy: lower case fixed axes, upper case moving axes, numbers in the order of the
+            letters. `matrix`: 9 numbers row by row. `rotation_6d`: first two columns; `rotation_6d_rows`.
+        measured: the stored command is an *absolute* pose; the component becomes the base-frame step from
+            this measured pose to it.
+        added_to: the stored numbers are *added* number by number to these measured ones (differences of
+            axis-angle vectors or Euler angles); the component becomes the turn this amounts to.
+        open: stored number of the fully open gripper (goes with `closed`); clipped beyond.
+        closed: of the fully closed one.
+        relative: stored numbers are commands "open" (towards `open`) and "close"; smaller ones than this,
+            in units of `open` and `closed`, mean "keep". Made absolute over the whole episode: before the
+            first command the gripper is in the opposite state of it, without any command it is open.
+        binarize: make it fully open or closed, see `transforms.binarized`.
+    """
+
+    field: str
+    columns: tuple[int | None, ...] | None = None
+    scale: float | tuple[float, ...] = 1.0
+    rotation: StoredRotation | None = None
+    measured: Measured | None = None
+    added_to: Measured | None = None
+    open: float | None = None
+    closed: float | None = None
+    relative: float | None = Field(default=None, gt=0)
+    binarize: bool = False
+
+    @property
+    def is_gripper(self) -> bool:
+        """Whether open and closed are given."""
+        return self.open is not None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Every field it reads."""
+        related = (self.measured, self.added_to)
+        return (self.field, *(other.field for other in related if other is not None))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Source:
+        if (self.open is None) != (self.closed is None):
+            raise ValueError(f"{self.field}: give both `open` and `closed`")
+        if self.is_gripper and self.open == self.closed:
+            raise ValueError(
+                f"{self.field}: open and closed are both {self.open}; give two different numbers"
+            )
+        if not self.is_gripper and (self.binarize or self.relative is not None):
+            raise ValueError(f"{self.field}: `binarize` and `relative` need `open` and `closed`")
+        if self.relative is not None and not (self.open and self.closed):
+            raise ValueError(f"{self.field}: relative commands need `open` and `closed` of opposite sign")
+        if self.is_gripper and (self.rotation or self.measured or self.added_to):
+            raise ValueError(f"{self.field}: a gripper takes no rotation, measured or added_to")
+        if self.measured is not None and self.added_to is not None:
+            raise ValueError(f"{self.field}: got both `measured` and `added_to`; give one of them")
+        return self
+
+
+def _parts(value: Any) -> Any:
+    """`omit` -> no parts; one source -> one part."""
+    if value == "omit":
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Parts = Annotated[tuple[Source, ...], BeforeValidator(_parts)]
+
+
+def _one_or_many(value: Any) -> Any:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else value
+
+
+def _form(value: Any) -> str:
+    return "components" if isinstance(value, dict) else "fields"
+
+
+Vector = Annotated[
+    Annotated[tuple[str, ...], Tag("fields")] | Annotated[dict[str, Parts], Tag("components")],
+    Discriminator(_form),
+    BeforeValidator(_one_or_many),
+]
+
+
+def fields_of(vector: tuple[str, ...] | dict[str, tuple[Source, ...]]) -> tuple[str, ...]:
+    """Stored and computed fields that a vector is made of, each once."""
+    if not isinstance(vector, dict):
+        return vector
+    return tuple(dict.fromkeys(field for parts in vector.values() for part in parts for field in part.fields))
+
+
+class Computed(_Strict):
+    """A field computed from others by a named function of whole episodes (`computed.FUNCTIONS`)."""
+
+    function: str
+    of: tuple[str, ...]
+
+
+class Depth(_Strict):
+    """A stored depth image: field, and stored * scale = m."""
+
+    field: str
+    scale: float = 1.0
+
+
+class DatasetEntry(_Strict):
     """Where the parts of an episode lie in a stored dataset.
 
     Paths are slash-separated field names inside a step ("observation/image_0").
 
     Attributes:
         embodiment: name (or YAML file) of the robot.
+        robot: name to keep the data's statistics and adapter under when they must not be shared with other
+            data of the same embodiment, as where the stored unit is not documented.
         cameras: our camera name -> image field.
-        action: field, or fields to concatenate, making the native action in the embodiment's order.
+        image_quirks: camera -> what is wrong with its stored images; undone when they are read.
+        depth: camera -> depth field.
+        action: field, or fields to concatenate, making the native action in the embodiment's order; or
+            component of the embodiment -> `Source` (or list of them to concatenate), or `omit` for one that
+            the dataset does not record: its slots are masked.
         state: the same for proprioception; empty when the dataset has none the embodiment knows.
-        instruction: text field.
+        computed: fields made from stored ones.
+        instruction: text field of a step, "episode_metadata/..." or other episode-level text, or an integer
+            field of character codes padded with 0; empty: none.
+        instruction_text: the instruction of every episode, where none is stored.
         extra: our key -> field, passed on untouched.
         episode_id: episode-level text or integer field naming an episode; None: split and number.
         transforms: named episode transforms (`transforms.TRANSFORMS`), applied in order.
+        rate_hz: at which the data was recorded, where it is not the embodiment's rate.
+        source: where the dataset is published.
+        notes: quirks, in words, and which facts are not from the dataset's own documentation.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     embodiment: str
+    robot: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
     cameras: dict[str, str]
-    action: tuple[str, ...] = ("action",)
-    state: tuple[str, ...] = ("observation/state",)
+    image_quirks: dict[str, tuple[ImageQuirk, ...]] = {}
+    depth: dict[str, Depth] = {}
+    action: Vector = ("action",)
+    state: Vector = ("observation/state",)
+    computed: dict[str, Computed] = {}
     instruction: str = "language_instruction"
+    instruction_text: str | None = None
     extra: dict[str, str] = {}
     episode_id: str | None = None
     transforms: tuple[str, ...] = ()
+    rate_hz: float | None = Field(default=None, gt=0)
+    source: str = ""
+    notes: str = ""
 
-    @field_validator("action", "state", mode="before")
+    @property
+    def number_fields(self) -> tuple[str, ...]:
+        """Stored number fields that action and state are made of, each once, the action's first."""
+        read = (*fields_of(self.action), *fields_of(self.state))
+        stored = [self.computed[field].of if field in self.computed else (field,) for field in read]
+        return tuple(dict.fromkeys(field for fields in stored for field in fields))
+
+    @property
+    def stored_fields(self) -> tuple[str, ...]:
+        """Every stored per-step field it names but the instruction, each once, the action's first."""
+        pictures = (*self.cameras.values(), *(depth.field for depth in self.depth.values()))
+        return tuple(dict.fromkeys((*self.number_fields, *pictures, *self.extra.values())))
+
+    @field_validator("image_quirks")
     @classmethod
-    def _one_or_many(cls, value: object) -> object:
-        if value is None:
-            return ()
-        return (value,) if isinstance(value, str) else value
+    def _of_known_cameras(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        for camera in value:
+            if camera not in info.data.get("cameras", {}):
+                raise ValueError(f"image_quirks: no camera '{camera}' in cameras")
+        return value
 
 
 class Sidecar(BaseModel):

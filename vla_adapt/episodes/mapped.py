@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.computed import find_function
+from vla_adapt.episodes.damage import OnError, warn_skipped
 from vla_adapt.episodes.entry import DatasetEntry
-from vla_adapt.episodes.feature_spec import Kind, LeafSpec
+from vla_adapt.episodes.entry_fields import METADATA, check_entry, is_character_codes, number_widths
+from vla_adapt.episodes.feature_spec import Kind
+from vla_adapt.episodes.image_quirks import undo_quirks
+from vla_adapt.episodes.kept_episodes import KeptEpisodes, LeavesOut, recorded_numbers
+from vla_adapt.episodes.native_vector import NativeVector, Numbers
 from vla_adapt.episodes.source import Episode
 from vla_adapt.episodes.stored import StoredEpisodes
 from vla_adapt.episodes.transforms import Motion, find_transforms
-
-METADATA = "episode_metadata/"
 
 
 class MappedDataset:
@@ -26,25 +30,43 @@ class MappedDataset:
         store: the recorded fields.
         entry: how they map onto the embodiment.
         embodiment: the robot.
-        check: refuse non-finite actions and states now rather than when they are met.
+        check: look for non-finite actions and states now rather than when they are met.
+        on_error: what to do about episodes that have any: refuse the dataset, or leave them out, say so in
+            one warning and list them in `skipped`.
+
+    Attributes:
+        skipped: what was left out, by the store or for NaN: where and why.
 
     Raises:
         ValueError: a field the entry names is missing (lists what exists) or of the wrong kind or width; NaN.
     """
 
     def __init__(
-        self, store: StoredEpisodes, entry: DatasetEntry, embodiment: Embodiment, check: bool = True
+        self,
+        store: StoredEpisodes,
+        entry: DatasetEntry,
+        embodiment: Embodiment,
+        check: bool = True,
+        on_error: OnError = "error",
     ):
         self.name, self.split, self.path = store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
         self.store = store
-        self._check_fields()
+        check_entry(store, entry, embodiment)
+        widths = number_widths(store, entry)
+        self._action = NativeVector(embodiment, "action", entry.action, widths, self.name)
+        self._state = NativeVector(embodiment, "proprio", entry.state, widths, self.name)
+        if not self._action.fields:
+            raise ValueError(f"{self.name}: the entry maps no action at all; name its fields")
         transforms = find_transforms(entry.transforms)
         self._drop_first = sum(transform.drop_first for transform in transforms)
         self._dropped = self._drop_first + sum(transform.drop_last for transform in transforms)
         self._transforms = transforms
-        if check:
+        if check and on_error == "skip":
+            self._leave_out_non_finite()
+        elif check:
             self.check_finite()
+        self.skipped = list(self.store.skipped) if isinstance(self.store, LeavesOut) else []
 
     @property
     def lengths(self) -> Int64[np.ndarray, " E"]:
@@ -59,10 +81,9 @@ class MappedDataset:
             raise IndexError(f"{self.name}/{self.split}: episode {index} of {len(self)}")
         index %= len(self)
         motion = self.motion(index)
-        texts = self.store.texts(self.entry.instruction, index) if self.entry.instruction else [""]
         return Episode(
             episode_id=self.episode_id(index),
-            instruction=texts[min(self._drop_first, len(texts) - 1)],
+            instruction=self.instruction(index),
             action=motion.action,
             state=motion.state,
             cameras=tuple(self.entry.cameras),
@@ -70,6 +91,10 @@ class MappedDataset:
             read_image=partial(self._image, index),
             read_extra=partial(self._extra, index),
             read_metadata=partial(self.store.metadata, index),
+            action_omits=self._action.omits,
+            state_omits=self._state.omits,
+            depth_cameras=tuple(self.entry.depth),
+            read_depth=partial(self._depth, index),
         )
 
     def __iter__(self) -> Iterator[Episode]:
@@ -78,13 +103,33 @@ class MappedDataset:
     def episode_id(self, index: int) -> str:
         """A name for the episode that is stable across machines: "split/number" or the entry's own field."""
         if self.entry.episode_id is None:
-            return f"{self.split}/{index}"
+            return f"{self.split}/{recorded_numbers(self.store)[index]}"
         return str(self.store.metadata(index)[self.entry.episode_id.removeprefix(METADATA)])
+
+    def instruction(self, index: int) -> str:
+        """Task of an episode in words, as of its first kept step; "" when the entry names no field."""
+        entry = self.entry
+        if entry.instruction_text is not None:
+            return entry.instruction_text
+        if not entry.instruction:
+            return ""
+        if entry.instruction not in self.store.fields:
+            return str(self.store.metadata(index)[entry.instruction.removeprefix(METADATA)])
+        first = min(self._drop_first, int(self.store.lengths[index]) - 1)
+        if is_character_codes(self.store, entry.instruction):
+            codes = self.store.numbers(entry.instruction, index)[first]
+            return "".join(chr(code) for code in codes[: _length_of_text(codes)])
+        return self.store.texts(entry.instruction, index)[first]
+
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        """Facts about an episode as a whole."""
+        return self.store.metadata(index)
 
     def motion(self, index: int) -> Motion:
         """Native action and state of an episode after the entry's transforms, float32."""
-        action = self._concatenated(self.entry.action, index)
-        motion = Motion(action, self._concatenated(self.entry.state, index) if self.entry.state else None)
+        numbers = self._numbers(index)
+        action = self._action.read(numbers)
+        motion = Motion(action, self._state.read(numbers) if self._state.fields else None)
         if len(action) <= self._dropped:
             keep = slice(0, 0)
             return Motion(action[keep], None if motion.state is None else motion.state[keep])
@@ -98,25 +143,63 @@ class MappedDataset:
         Raises:
             ValueError: names dataset, episode and step of the first one.
         """
-        ends = np.cumsum(self.store.lengths)
-        for what, fields in (("action", self.entry.action), ("state", self.entry.state)):
-            for field in fields:
-                values = self.store.column(field)
-                if values.dtype.kind != "f" or np.isfinite(values).all():
-                    continue
-                bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-                row = int(np.argmax(bad))
-                episode = int(np.searchsorted(ends, row, side="right"))
-                step = row - int(ends[episode] - self.store.lengths[episode])
-                raise ValueError(
-                    f"{self.name}: episode {self.episode_id(episode)} step {step}: {what} field '{field}' "
-                    f"is not finite ({int(bad.sum())} such steps in all); repair or drop the episode"
-                )
+        for _, text in self._non_finite():
+            raise ValueError(text)
 
-    def _concatenated(self, fields: Sequence[str], index: int) -> Float[np.ndarray, "T F"]:
-        parts = [self.store.numbers(field, index).astype(np.float32, copy=False) for field in fields]
-        parts = [part.reshape(len(part), -1) for part in parts]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    def _leave_out_non_finite(self) -> None:
+        """Go on with the episodes that have no NaN, and warn about the rest."""
+        reasons = dict(reversed(list(self._non_finite())))
+        if not reasons:
+            return
+        kept = np.setdiff1d(np.arange(len(self)), list(reasons))
+        if not len(kept):
+            raise ValueError(f"{self.name}: no episode without NaN is left: {reasons[min(reasons)]}")
+        texts = [reasons[episode] for episode in sorted(reasons)]
+        warn_skipped(f"{self.name}/{self.split}", texts, len(texts), len(kept))
+        self.store = KeptEpisodes(self.store, kept, texts)
+
+    def _non_finite(self) -> Iterator[tuple[int, str]]:
+        """(episode, what and where) of every field with NaN or infinity, episode by episode."""
+        for what, vector in (("action", self._action), ("state", self._state)):
+            for field in vector.fields:
+                formula = self.entry.computed.get(field)
+                columns = None if formula else vector.columns(field)
+                for stored in formula.of if formula else (field,):
+                    yield from self._non_finite_in(what, stored, columns)
+
+    def _non_finite_in(self, what: str, field: str, columns: list[int] | None) -> Iterator[tuple[int, str]]:
+        values = self.store.column(field)
+        if values.dtype.kind != "f":
+            return
+        values = values.reshape(len(values), -1)
+        bad = ~np.isfinite(values if columns is None else values[:, columns]).all(axis=1)
+        if not bad.any():
+            return
+        ends = np.cumsum(self.store.lengths)
+        rows = np.flatnonzero(bad)
+        episodes, first = np.unique(np.searchsorted(ends, rows, side="right"), return_index=True)
+        for episode, row in zip(episodes.tolist(), rows[first].tolist(), strict=True):
+            step = row - int(ends[episode] - self.store.lengths[episode])
+            yield (
+                episode,
+                f"{self.name}: episode {self.episode_id(episode)} step {step}: {what} field '{field}' "
+                f"is not finite ({int(bad.sum())} such steps in all); repair or drop the episode",
+            )
+
+    def _numbers(self, index: int) -> Numbers:
+        """Reader of an episode's stored and computed number fields, each read once."""
+        read: dict[str, Shaped[np.ndarray, "T ..."]] = {}
+
+        def numbers(field: str) -> Shaped[np.ndarray, "T ..."]:
+            if field not in read:
+                formula = self.entry.computed.get(field)
+                if formula is None:
+                    read[field] = self.store.numbers(field, index)
+                else:
+                    read[field] = find_function(formula.function).apply(*map(numbers, formula.of))
+            return read[field]
+
+        return numbers
 
     def _extra(self, index: int, key: str) -> np.ndarray:
         length = int(self.lengths[index])
@@ -124,56 +207,22 @@ class MappedDataset:
 
     def _image(self, index: int, t: int, camera: str) -> np.ndarray:
         try:
-            return self.store.image(self.entry.cameras[camera], index, self._drop_first + t)
+            image = self.store.image(self.entry.cameras[camera], index, self._drop_first + t)
         except ValueError as error:
             where = f"{self.name}: episode {self.episode_id(index)} step {t} camera '{camera}'"
             raise ValueError(f"{where}: {error}") from None
+        return undo_quirks(image, self.entry.image_quirks.get(camera, ()))
 
-    def _check_fields(self) -> None:
-        """Every field of the entry exists and is of the right kind; widths fit the embodiment."""
-        wanted = [(field, Kind.NUMBER) for field in (*self.entry.action, *self.entry.state)]
-        wanted += [(field, Kind.IMAGE) for field in self.entry.cameras.values()]
-        wanted += [(field, Kind.NUMBER) for field in self.entry.extra.values()]
-        wanted += [(self.entry.instruction, Kind.TEXT)] if self.entry.instruction else []
-        for field, kind in wanted:
-            leaf = self.store.fields.get(field)
-            if leaf is None or leaf.kind is not kind:
-                raise ValueError(self._no_field(field, kind, leaf))
-        self._check_episode_id()
-        for camera, spec in self.embodiment.cameras.items():
-            if spec.required and camera not in self.entry.cameras:
-                raise ValueError(
-                    f"{self.name}: {self.embodiment.name} needs camera '{camera}', the entry maps "
-                    f"{', '.join(self.entry.cameras) or 'none'}; image fields: {self._fields(Kind.IMAGE)}"
-                )
-        self._check_width("action", self.entry.action, self.embodiment.action_dim)
-        if self.entry.state:
-            self._check_width("state", self.entry.state, self.embodiment.proprio_dim)
+    def _depth(self, index: int, t: int, camera: str) -> Float[np.ndarray, "h w"]:
+        depth, step = self.entry.depth[camera], self._drop_first + t
+        if self.store.fields[depth.field].kind is Kind.IMAGE:
+            values = self.store.image(depth.field, index, step)
+        else:
+            values = self.store.numbers(depth.field, index)[step]
+        return values.reshape(values.shape[:2]).astype(np.float32) * np.float32(depth.scale)
 
-    def _check_episode_id(self) -> None:
-        wanted = self.entry.episode_id
-        if wanted is None or not len(self):
-            return
-        metadata: Mapping[str, Any] = self.store.metadata(0)
-        if wanted.removeprefix(METADATA) not in metadata:
-            raise ValueError(
-                f"{self.name}: no episode field '{wanted}' to name episodes by; "
-                f"it has {', '.join(sorted(metadata)) or 'none'}"
-            )
 
-    def _check_width(self, what: str, fields: Sequence[str], wanted: int) -> None:
-        got = sum(int(np.prod(self.store.fields[field].shape)) for field in fields)
-        if got != wanted:
-            raise ValueError(
-                f"{self.name}: {what} ({' + '.join(fields)}) has width {got}, embodiment "
-                f"{self.embodiment.name} wants {wanted}; choose another embodiment or other fields"
-            )
-
-    def _no_field(self, field: str, kind: Kind, leaf: LeafSpec | None) -> str:
-        got = f"field '{field}' is {leaf}, wanted {kind.value}" if leaf else f"no field '{field}'"
-        return f"{self.name}: {got}; {kind.value} fields: {self._fields(kind)}"
-
-    def _fields(self, kind: Kind) -> str:
-        return (
-            ", ".join(sorted(name for name, leaf in self.store.fields.items() if leaf.kind is kind)) or "none"
-        )
+def _length_of_text(codes: Shaped[np.ndarray, " N"]) -> int:
+    """Up to the first 0."""
+    ends = np.flatnonzero(codes == 0)
+    return int(ends[0]) if len(ends) else len(codes)

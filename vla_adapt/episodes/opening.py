@@ -1,75 +1,117 @@
-"""Open a stored dataset: find its folder, its entry, its embodiment, and index it."""
+"""Open a stored dataset of any format: find its folder, its entry, its embodiment, and index it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.byte_source import is_url
+from vla_adapt.episodes.damage import OnError
 from vla_adapt.episodes.entry import SIDECAR, DatasetEntry, read_sidecar
 from vla_adapt.episodes.feature_spec import STEPS
-from vla_adapt.episodes.index import open_index
+from vla_adapt.episodes.hdf5 import Hdf5Store
+from vla_adapt.episodes.hdf5_layout import hdf5_files
+from vla_adapt.episodes.lerobot import LEROBOT_REMEDY, conventional_entry, open_lerobot
+from vla_adapt.episodes.lerobot_meta import is_lerobot
 from vla_adapt.episodes.mapped import MappedDataset
-from vla_adapt.episodes.oxe import CATALOGUE
+from vla_adapt.episodes.oxe import CATALOGUE, find_entry
 from vla_adapt.episodes.rlds import RldsStore
-from vla_adapt.episodes.shards import RldsFolder, find_version_folder
-from vla_adapt.suggest import did_you_mean
+from vla_adapt.episodes.shards import RldsFolder
+from vla_adapt.episodes.stored import StoredEpisodes
 
 
 def open_dataset(
     path: str | Path,
     embodiment: str | Path | Embodiment | None = None,
     split: str = "train",
-    entry: DatasetEntry | str | None = None,
+    entry: DatasetEntry | str | Path | None = None,
     cache_dir: str | Path | None = None,
     verify_crc: bool = True,
     check: bool = True,
+    on_error: OnError = "error",
+    verify_images: bool = False,
+    image_scale: int | None = None,
 ) -> MappedDataset:
-    """Open one split of a stored dataset.
+    """Open one split of a stored dataset: RLDS (features.json), LeRobot (meta/info.json) or HDF5.
 
     Args:
-        path: the version folder (holding features.json), its parent, or a data folder with one dataset.
+        path: RLDS: the version folder (holding features.json), its parent, or a data folder with one
+            dataset, also as a URL of any fsspec filesystem ("gs://bucket/dataset"), read by ranges and not
+            copied. LeRobot: the folder holding meta/. HDF5: a file, or a folder of them.
         embodiment: the robot, if not the one the entry names.
         split: which split.
-        entry: how fields map onto the robot: an entry, or a name of `oxe.CATALOGUE`. Default: the folder's
-            own `vla_adapt.json`, else the catalogue's entry of the dataset's name.
+        entry: how fields map onto the robot: an entry, a name of `oxe.CATALOGUE`, or a YAML file of one.
+            Default: the folder's own `vla_adapt.json`, else the catalogue's entry of the dataset's name, else
+            (LeRobot with an `embodiment`) LeRobot's usual field names.
         cache_dir: where to keep the step index; default beside the dataset, else the user's cache.
-        verify_crc: check record CRCs when the index is built.
+        verify_crc: check record CRCs when the index is built (RLDS).
         check: refuse NaN in actions and states at once.
+        on_error: "error": refuse damaged data; "skip": leave damaged episodes out, say so in one warning and
+            list them in `.skipped`: broken records (RLDS), files and episodes (HDF5) and, with `check`, NaN.
+            Images that do not decode raise when read, either way.
+        verify_images: check a CRC of every image when it is read (RLDS).
+        image_scale: decode JPEGs at the smallest DCT scale that leaves both sides at least this many pixels:
+            faster, but not TensorFlow's pixels, so never for evaluation (RLDS). None: full size.
 
     Raises:
         ValueError: anything missing, damaged or of the wrong shape; one line that names it.
     """
-    folder = RldsFolder.read(find_version_folder(Path(path)))
-    entry, recorded = _find_entry(folder, entry)
-    if isinstance(embodiment, Embodiment):
-        robot = embodiment
-    elif embodiment is not None or recorded is None:
-        robot = Embodiment.load(embodiment if embodiment is not None else entry.embodiment)
+    given = find_entry(entry) if isinstance(entry, str | Path) else entry
+    local = None if is_url(path) else Path(path)
+    if local is not None and hdf5_files(local):
+        folder = local if local.is_dir() else local.parent
+        found = _own_entry(folder, local.stem, given)
+        if found is None:
+            raise _no_entry(str(local), local.stem, Hdf5Store.names(local))
+        found = Hdf5Store.with_episode_names(found[0]), found[1]
+        store: StoredEpisodes = Hdf5Store(local, split, found[0].stored_fields, cache_dir, on_error)
+    elif local is not None and is_lerobot(local):
+        found = _own_entry(local, "", given)
+        if found is None and embodiment is None:
+            raise ValueError(f"{local}: LeRobot dataset without {SIDECAR}; {LEROBOT_REMEDY}")
+        store = open_lerobot(local, split, cache_dir)
+        if found is None:
+            robot = embodiment.name if isinstance(embodiment, Embodiment) else str(embodiment)
+            found = conventional_entry(store, robot), None
     else:
-        robot = recorded
-    index = open_index(folder, split, cache_dir, verify_crc)
-    return MappedDataset(RldsStore(folder, split, index), entry, robot, check)
+        rlds = RldsFolder.open(path, cache_dir)
+        found = _own_entry(rlds.path, rlds.name, given)
+        if found is None:  # before the index is built: without an entry nothing can be done with it
+            raise _no_entry(rlds.origin, rlds.name, (f.removeprefix(STEPS) for f in rlds.leaves))
+        store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
+    own_entry, recorded = found
+    return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
 
 
-def _find_entry(
-    folder: RldsFolder, entry: DatasetEntry | str | None
-) -> tuple[DatasetEntry, Embodiment | None]:
-    """The entry, and the embodiment stored beside the data when the entry is the data's own."""
-    if isinstance(entry, str):
-        if entry not in CATALOGUE:
-            raise ValueError(f"no catalogue entry '{entry}'; {did_you_mean(entry, CATALOGUE)}")
-        return CATALOGUE[entry], None
-    if entry is not None:
-        return entry, None
-    sidecar = read_sidecar(folder.path)
+def _own_entry(
+    folder: Path, name: str, given: DatasetEntry | None
+) -> tuple[DatasetEntry, Embodiment | None] | None:
+    """The entry to use, and the embodiment stored beside the data when the entry is the data's own."""
+    if given is not None:
+        return given, None
+    sidecar = read_sidecar(folder)
     if sidecar is not None:
-        where = f"{folder.path / SIDECAR}: embodiment"
+        where = f"{folder / SIDECAR}: embodiment"
         return sidecar.entry, Embodiment.from_text(sidecar.embodiment_yaml, where=where)
-    if folder.name in CATALOGUE:
-        return CATALOGUE[folder.name], None
-    fields = ", ".join(sorted(path.removeprefix(STEPS) for path in folder.leaves))
-    raise ValueError(
-        f"{folder.path}: dataset '{folder.name}' has no {SIDECAR} and is not in the catalogue; pass "
-        f"entry=DatasetEntry(embodiment=..., cameras=..., action=..., state=..., instruction=...) naming its "
-        f"fields: {fields}"
+    return (CATALOGUE[name], None) if name in CATALOGUE else None
+
+
+def _robot(
+    entry: DatasetEntry, wanted: str | Path | Embodiment | None, recorded: Embodiment | None
+) -> Embodiment:
+    """The caller's robot, else the one stored beside the data, else the one the entry names."""
+    if isinstance(wanted, Embodiment):
+        return wanted
+    if wanted is not None:
+        return Embodiment.load(wanted)
+    robot = recorded or Embodiment.load(entry.embodiment)
+    return robot if entry.robot is None else robot.model_copy(update={"name": entry.robot})
+
+
+def _no_entry(path: str, name: str, fields: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"{path}: dataset '{name}' has no {SIDECAR} and is not in the catalogue; pass "
+        f"entry=DatasetEntry(embodiment=..., cameras=..., action=..., state=..., instruction=...) or a YAML "
+        f"file of these keys, naming its fields: {', '.join(sorted(fields))}"
     )

@@ -15,9 +15,8 @@ from jaxtyping import Float
 
 from vla_adapt.actions.rotation import decode_rotation, encode_rotation, rotation_between
 from vla_adapt.embodiment import Component, Embodiment
+from vla_adapt.episodes.gripper_commands import binarized
 from vla_adapt.suggest import did_you_mean
-
-OPEN_ABOVE, CLOSED_BELOW = 0.95, 0.05
 
 
 class Motion(NamedTuple):
@@ -40,12 +39,13 @@ def drop_first_step(motion: Motion, embodiment: Embodiment) -> Motion:
     return Motion(motion.action[1:], None if motion.state is None else motion.state[1:])
 
 
-def binarize_gripper(motion: Motion, embodiment: Embodiment) -> Motion:
-    """Make gripper actions fully open or closed, as Open X-Embodiment does.
+def drop_last_step(motion: Motion, embodiment: Embodiment) -> Motion:
+    """Drop the last step, where an action is computed from the next one's observation."""
+    return Motion(motion.action[:-1], None if motion.state is None else motion.state[:-1])
 
-    With 1 = open: above 0.95 is open, below 0.05 is closed, and in between counts as the next decided step
-    (scanning backwards); an undecided end keeps its last number.
-    """
+
+def binarize_gripper(motion: Motion, embodiment: Embodiment) -> Motion:
+    """Make gripper actions fully open or closed, see `gripper_commands.binarized`."""
     action = motion.action.copy()
     for component, columns in _columns(embodiment.action):
         if component.gripper is None:
@@ -55,15 +55,6 @@ def binarize_gripper(motion: Motion, embodiment: Embodiment) -> Motion:
             opening = (action[:, column] - is_closed) / span
             action[:, column] = binarized(opening) * span + is_closed
     return Motion(action, motion.state)
-
-
-def binarized(opening: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """The rule of `binarize_gripper` on openings (1 open, 0 closed)."""
-    decided = (opening > OPEN_ABOVE) | (opening < CLOSED_BELOW)
-    steps = np.arange(len(opening))
-    following = np.minimum.accumulate(np.where(decided, steps, len(opening))[::-1])[::-1]
-    values = np.append((opening > OPEN_ABOVE).astype(opening.dtype), opening[-1:])
-    return values[following]
 
 
 def relabel_from_next_state(motion: Motion, embodiment: Embodiment) -> Motion:
@@ -103,6 +94,7 @@ def relabel_from_next_state(motion: Motion, embodiment: Embodiment) -> Motion:
 TRANSFORMS: Mapping[str, Transform] = MappingProxyType(
     {
         "drop_first_step": Transform(drop_first_step, drop_first=1),
+        "drop_last_step": Transform(drop_last_step, drop_last=1),
         "binarize_gripper": Transform(binarize_gripper),
         "relabel_from_next_state": Transform(relabel_from_next_state, drop_last=1),
     }

@@ -1,0 +1,26 @@
+"""Folders appear whole, replace an older one only then, and leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vla_adapt.episodes.folder_aside import FolderAside
+
+
+def test_published_dropped_and_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "data" / "new"
+    for text in ("first", "second"):
+        aside = FolderAside(target, overwrite=True)
+        (aside.path / "file").write_text(text)
+        aside.publish()
+        aside.drop()
+        assert (target / "file").read_text() == text
+    aside = FolderAside(target, overwrite=True)
+    (aside.path / "file").write_text("third")
+    aside.drop()
+    assert (target / "file").read_text() == "second"
+    assert list(target.parent.iterdir()) == [target]
+    with pytest.raises(ValueError, match="new exists; choose another folder, or pass overwrite=True"):
+        FolderAside(target)

@@ -51,15 +51,75 @@ def test_every_verb_helps_with_an_example(run, verb: str):
     assert "xample" in out or verb in ("report",)
 
 
-def test_data_commands(run, two_robot_data: dict[str, Path]):
+def test_data_index_and_stats(run, two_robot_data: dict[str, Path], tmp_path: Path):
     code, out, _ = run("data", "index", two_robot_data["ur5e"])
     assert (code, "3 episodes, 21 steps, ur5e" in out) == (0, True)
-    code, out, _ = run("data", "stats", two_robot_data["ur5e"])
-    assert (code, "right_ee_position_delta.x" in out) == (0, True)
-    code, out, _ = run("data", "inspect", two_robot_data["ur5e"], "--episode", 1)
-    assert (code, "7 steps" in out) == (0, True)
+    file = tmp_path / "s.json"
+    code, out, _ = run("data", "stats", two_robot_data["ur5e"], "--json", file)
+    assert (code, "right_ee_position_delta.x" in out, "right_ee_position.x" in out) == (0, True, True)
+    tree = json.loads(file.read_text())["ur5e"]
+    assert (tree["action"]["count"], tree["proprio"]["count"]) == (21, 21)
+    code, _, err = run("data", "stats", two_robot_data["ur5e"], "--on-error", "ignore")
+    assert (code, "wanted 'error' or 'skip'" in err) == (2, True)
+
+
+def test_data_inspect_writes_a_page(run, two_robot_data: dict[str, Path], tmp_path: Path):
+    page = tmp_path / "page.html"
+    code, out, _ = run("data", "inspect", two_robot_data["ur5e"], "--episode", 1, "--out", page)
+    assert (code, "7 steps" in out, str(page) in out) == (0, True, True)
+    assert "right_ee_position_delta.x" in page.read_text()
     code, _, err = run("data", "inspect", two_robot_data["ur5e"], "--episode", 9)
     assert (code, "it has 3; count from 0" in err) == (2, True)
+
+
+def test_data_doctor_prints_findings_and_fails_on_errors(
+    run, two_robot_data: dict[str, Path], tmp_path: Path
+):
+    file = tmp_path / "d.json"
+    damaged = Path(shutil.copytree(two_robot_data["ur5e"], tmp_path / "ur5e_fake" / "1.0.0"))
+    shard = next(damaged.glob("*train*"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    code, out, _ = run("data", "doctor", damaged, "--json", file)
+    assert (code, "unreadable" in out, shard.name in file.read_text()) == (1, True, True)
+    assert json.loads(file.read_text())["counts"]["error"] == 1
+    code, out, _ = run("data", "doctor", two_robot_data["ur5e"], "--split", "train", "--split", "val")
+    assert (code, "examined 3 of 3 episodes" in out, "examined 1 of 1 episodes" in out) == (0, True, True)
+    assert "0 errors" in out
+    code, _, err = run("data", "doctor", tmp_path / "gone")
+    assert (code, "no file, folder, recipe or mixture" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_data_doctor_takes_recipes_and_mixtures(run, two_robot_data: dict[str, Path], tmp_path: Path):
+    recipe, mixture, folder = tmp_path / "r.yaml", tmp_path / "m.yaml", tmp_path / "all"
+    sources = "".join(f"\n  - {{path: {path}}}" for path in two_robot_data.values())
+    recipe.write_text(f"name: r\noutput: {tmp_path / 'o'}\nmixture:{sources}\n")
+    code, out, _ = run("data", "doctor", recipe, "--images", 0)
+    assert (code, out.count("examined 3 of 3"), out.count("examined 1 of 1")) == (0, 2, 2)
+    mixture.write_text(f"sources:{sources}\nbalance: size\n")
+    assert run("data", "doctor", mixture, "--images", 0)[:2] == (code, out)
+    folder.mkdir()
+    (folder / "bridge_orig").symlink_to(two_robot_data["ur5e"])
+    code, _, err = run("data", "doctor", "bridge")
+    assert (code, "pass --folder" in err) == (2, True)
+    code, out, _ = run("data", "doctor", "bridge", "--folder", folder)
+    assert (code, "cannot be opened" in out) == (1, True)  # Bridge's fields are not there
+    code, _, err = run("data", "doctor", recipe, "--embodiment", "ur5e")
+    assert (code, "--embodiment goes with one dataset" in err) == (2, True)
+
+
+def test_data_convert(run, two_robot_data: dict[str, Path], tmp_path: Path):
+    code, _, err = run("data", "convert", two_robot_data["ur5e"], tmp_path / "out", "--to", "lerobto")
+    assert (code, "did you mean 'lerobot'?" in err) == (2, True)
+    code, out, _ = run("data", "convert", two_robot_data["ur5e"], tmp_path / "out", "--to", "lerobot")
+    assert (code, "wrote 3 episodes" in out) == (0, True)
+    assert "3 episodes, 21 steps, ur5e" in run("data", "index", tmp_path / "out")[1]
+
+
+@pytest.mark.parametrize("verb", ["index", "doctor", "inspect", "stats", "convert"])
+def test_every_data_verb_helps_with_an_example(run, verb: str):
+    code, out, _ = run("data", verb, "--help")
+    assert code == 0
+    assert "xample" in out
 
 
 def test_adapters_commands(run, finished_run: Path, random_base: Path, tmp_path: Path):

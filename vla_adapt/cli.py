@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
+
+from vla_adapt.cli_data import console, data_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -34,9 +35,6 @@ class ListByDefault(TyperGroup):
 
 
 robots_app = typer.Typer(cls=ListByDefault, help="The embodiments. Example: vla-adapt robots show ur5e")
-data_app = typer.Typer(
-    no_args_is_help=True, help="Datasets. Example: vla-adapt data stats runs/x/episodes/ur5e"
-)
 adapters_app = typer.Typer(
     no_args_is_help=True, help="Bundles. Example: vla-adapt adapters verify runs/x/bundles"
 )
@@ -47,7 +45,6 @@ app.add_typer(robots_app, name="robots")
 app.add_typer(data_app, name="data")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(sim_app, name="sim")
-console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty())
 
 Base = Annotated[str, typer.Option("--base", help="'tiny' (shipped) or an OpenVLA checkpoint folder")]
 
@@ -90,50 +87,6 @@ def robots_show(name: Annotated[str, typer.Argument(help="name or YAML file")]) 
     for row in rows:
         table.add_row(*(str(value) for value in row))
     console.print(table)
-
-
-@data_app.command("index")
-def data_index(path: Path, embodiment: str | None = None, split: str = "train") -> None:
-    """Index a dataset (once; later opens reuse it). Example: vla-adapt data index data/bridge_dataset"""
-    from vla_adapt.episodes import open_dataset
-
-    dataset = open_dataset(path, embodiment=embodiment, split=split)
-    steps = int(sum(dataset.lengths))
-    console.print(
-        f"{dataset.name} [{split}]: {len(dataset)} episodes, {steps} steps, {dataset.embodiment.name}"
-    )
-
-
-@data_app.command("stats")
-def data_stats(path: Path, embodiment: str | None = None, split: str = "train") -> None:
-    """Print action statistics per unified slot (SI units)."""
-    from vla_adapt.episodes import open_dataset
-    from vla_adapt.episodes.statistics import robot_statistics
-    from vla_adapt.types import SLOT_NAMES
-
-    dataset = open_dataset(path, embodiment=embodiment, split=split)
-    statistics = robot_statistics([dataset])[dataset.embodiment.name].action
-    table = Table("slot", "mean", "std", "min", "q01", "q99", "max", title=f"{dataset.name} [{split}]")
-    for slot, name in enumerate(SLOT_NAMES):
-        if statistics.mask[slot]:
-            values = [getattr(statistics, key)[slot] for key in ("mean", "std", "min", "q01", "q99", "max")]
-            table.add_row(name, *(f"{value:.4g}" for value in values))
-    console.print(table)
-
-
-@data_app.command("inspect")
-def data_inspect(path: Path, episode: int = 0, embodiment: str | None = None, split: str = "train") -> None:
-    """Print one episode: length, instruction, action per step."""
-    from vla_adapt.episodes import open_dataset
-
-    dataset = open_dataset(path, embodiment=embodiment, split=split)
-    if not 0 <= episode < len(dataset):
-        raise ValueError(f"episode {episode} of {path} [{split}]: it has {len(dataset)}; count from 0")
-    item = dataset[episode]
-    console.print(f"[bold]{dataset.name}[/bold] episode {episode} ({item.episode_id}): {len(item)} steps")
-    console.print(f"instruction: {item.instruction!r}")
-    for step in range(len(item)):
-        console.print(f"{step:4d}  " + " ".join(f"{value:8.4f}" for value in item.action[step]))
 
 
 @adapters_app.command("list")

@@ -1,0 +1,305 @@
+"""`vla-adapt data ...`: index, examine, look at, measure and convert datasets.
+
+As in `cli.py`, imports happen inside the verbs: `vla-adapt robots` must answer at once and without PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from vla_adapt.episodes.doctor import Diagnosis
+    from vla_adapt.episodes.mixture_spec import Source
+
+data_app = typer.Typer(
+    no_args_is_help=True, help="Datasets. Example: vla-adapt data doctor runs/x/episodes/ur5e_sim"
+)
+console = Console(width=None if sys.stdout.isatty() else 120, soft_wrap=not sys.stdout.isatty())
+
+COLORS = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+Data = Annotated[
+    str, typer.Argument(help="a dataset (folder, file or URL), a recipe, or a mixture (YAML file or name)")
+]
+Folder = Annotated[str, typer.Argument(help="a dataset: RLDS or LeRobot folder, HDF5 file or folder, or URL")]
+Robot = Annotated[str | None, typer.Option("--embodiment", help="the robot: name or YAML file")]
+Entry = Annotated[
+    str | None, typer.Option("--entry", help="how fields map onto the robot: catalogued name or YAML file")
+]
+Split = Annotated[str, typer.Option("--split")]
+OnError = Annotated[
+    str, typer.Option("--on-error", help="damaged episodes: 'error', or 'skip' them and say so")
+]
+Where = Annotated[
+    str | None, typer.Option("--folder", help="with a named mixture: the folder that holds its datasets")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="also write it here as JSON")]
+
+
+class Rate(ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+@data_app.command("index")
+def data_index(
+    path: Folder,
+    embodiment: Robot = None,
+    entry: Entry = None,
+    split: Split = "train",
+    on_error: OnError = "error",
+) -> None:
+    """Index a dataset (once; later opens reuse it). Example: vla-adapt data index data/bridge_dataset"""
+    from vla_adapt.episodes import open_dataset
+
+    dataset = open_dataset(path, embodiment=embodiment, split=split, entry=entry, on_error=_policy(on_error))
+    steps = int(sum(dataset.lengths))
+    console.print(
+        f"{dataset.name} [{split}]: {len(dataset)} episodes, {steps} steps, {dataset.embodiment.name}",
+        markup=False,
+    )
+
+
+@data_app.command("doctor")
+def data_doctor(
+    data: Data,
+    embodiment: Robot = None,
+    entry: Entry = None,
+    split: Annotated[list[str] | None, typer.Option("--split", help="repeatable; default: train")] = None,
+    folder: Where = None,
+    max_episodes: Annotated[
+        int, typer.Option(help="episodes of each dataset to examine, evenly spread; 0: all", min=0)
+    ] = 1000,
+    images: Annotated[int, typer.Option(help="about how many frames of each camera to look at", min=0)] = 64,
+    json_file: Json = None,
+) -> None:
+    """Examine datasets and say, with evidence, what is wrong with them; exit code 1 when there are errors.
+
+    Examples: vla-adapt data doctor data/bridge_dataset --split train --split val;
+    vla-adapt data doctor recipes/bridge_lora.yaml; vla-adapt data doctor rtx --folder data
+    """
+    from vla_adapt.episodes.doctor import examine
+    from vla_adapt.episodes.doctor_open import open_patients
+
+    sources = _sources(data, embodiment, entry, split, folder)
+    patients = open_patients(sources)
+    with _progress() as advance:
+        diagnosis = examine(
+            patients.datasets, patients.names, max_episodes or None, images,
+            lambda name, done, of, what: advance(f"{name}: {what}", done, of), patients.findings,
+        )  # fmt: skip
+    _print_diagnosis(diagnosis)
+    if json_file:
+        json_file.write_text(json.dumps(diagnosis.to_dict(), indent=1))
+    if diagnosis.count("error"):
+        raise SystemExit(1)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    path: Folder,
+    episode: Annotated[int, typer.Option(help="number of the episode, from 0")] = 0,
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: DATASET_episode_N.html here")] = None,
+    embodiment: Robot = None,
+    entry: Entry = None,
+    split: Split = "train",
+    max_mb: Annotated[float, typer.Option(help="megabytes of frames to embed")] = 8.0,
+) -> None:
+    """Write one episode as an HTML page: frames with a scrubber, curves per named slot, facts.
+
+    Example: vla-adapt data inspect data/bridge_dataset --episode 3 --out episode.html
+    """
+    from vla_adapt.episodes import open_dataset
+    from vla_adapt.episodes.inspect_page import write_page
+
+    dataset = open_dataset(path, embodiment=embodiment, split=split, entry=entry, check=False)
+    if not 0 <= episode < len(dataset):
+        raise ValueError(f"episode {episode} of {path} [{split}]: it has {len(dataset)}; count from 0")
+    out = out or Path(f"{dataset.name}_episode_{episode}.html")
+    with _progress() as advance:
+        write_page(dataset, episode, out, max_mb, lambda done, of: advance("frames", done, of))
+    item = dataset[episode]
+    print(
+        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.instruction!r}; "
+        f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)"
+    )
+
+
+@data_app.command("stats")
+def data_stats(
+    data: Data,
+    embodiment: Robot = None,
+    entry: Entry = None,
+    split: Split = "train",
+    folder: Where = None,
+    on_error: OnError = "error",
+    workers: Annotated[int, typer.Option(help="processes that read", min=0)] = 0,
+    json_file: Json = None,
+) -> None:
+    """Statistics of action and state per robot and unified slot (SI units), as training computes them.
+
+    Example: vla-adapt data stats recipes/bridge_lora.yaml --json s.json
+    """
+    from vla_adapt.episodes.open_mixture import open_source
+    from vla_adapt.episodes.statistics import robot_statistics
+
+    sources = _sources(data, embodiment, entry, [split], folder)
+    policy = _policy(on_error)
+    opened = [open_source(source.model_copy(update={"on_error": policy})).train for source in sources]
+    found = robot_statistics(opened, workers=workers)
+    for robot, statistics in found.items():
+        _print_statistics(f"{robot}: action", statistics.action, "")
+        if statistics.proprio is not None:
+            _print_statistics(f"{robot}: state", statistics.proprio, "_delta")
+    if json_file:
+        tree = {
+            robot: {
+                "action": one.action.to_dict(),
+                "proprio": None if one.proprio is None else one.proprio.to_dict(),
+            }
+            for robot, one in found.items()
+        }
+        json_file.write_text(json.dumps(tree, indent=1))
+
+
+@data_app.command("convert")
+def data_convert(
+    source: Folder,
+    target: Annotated[Path, typer.Argument(help="folder to write")],
+    to: Annotated[str, typer.Option("--to", help="'lerobot' (v3.0) or 'rlds'")],
+    embodiment: Robot = None,
+    entry: Entry = None,
+    split: Split = "train",
+    images: Annotated[str, typer.Option(help="LeRobot: 'image' keeps pixels, 'video' is small")] = "image",
+) -> None:
+    """Convert a dataset between formats.
+
+    Example: vla-adapt data convert data/bridge_dataset out/bridge --to lerobot
+    """
+    from vla_adapt.episodes.convert import convert_dataset
+    from vla_adapt.suggest import did_you_mean
+
+    for option, got, known in (("--to", to, ("lerobot", "rlds")), ("--images", images, ("image", "video"))):
+        if got not in known:
+            raise ValueError(f"{option} '{got}': {did_you_mean(got, known)}")
+    options: Any = {"to": to, "embodiment": embodiment, "entry": entry, "split": split, "images": images}
+    count = convert_dataset(source, target, **options)
+    print(f"wrote {count} episodes to {target} ({to})")
+
+
+def _sources(
+    data: str, embodiment: str | None, entry: str | None, splits: list[str] | None, folder: str | None
+) -> list[Source]:
+    """The datasets meant by a path, a recipe or a mixture.
+
+    Raises:
+        ValueError: an option that does not go with what `data` is.
+    """
+    from vla_adapt.episodes.mixture_spec import MixtureSpec, NamedMixture, Source
+    from vla_adapt.episodes.open_mixture import resolve
+    from vla_adapt.recipe import Recipe
+    from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
+
+    file = Path(data).expanduser()
+    is_yaml = file.is_file() and file.suffix in (".yaml", ".yml")
+    tree = parse_yaml(file.read_text(), str(file)) if is_yaml else {}
+    there = file.exists() or "://" in data
+    if "mixture" in tree or (not there and data in Recipe.available()):
+        spec = Recipe.load(data).mixture_spec
+    elif "datasets" in tree or (not there and data in NamedMixture.available()):
+        if folder is None:
+            raise ValueError(f"mixture '{data}' names no paths; pass --folder, where its datasets lie")
+        spec = MixtureSpec(named=data, folder=folder)
+    elif is_yaml:
+        spec = validate_model(MixtureSpec, tree, str(file))
+    else:
+        if folder is not None:
+            raise ValueError(f"--folder goes with a named mixture; '{data}' is none")
+        if not there:
+            known = [*NamedMixture.available(), *Recipe.available()]
+            raise ValueError(f"no file, folder, recipe or mixture '{data}'; {did_you_mean(data, known)}")
+        return [
+            Source(path=data, embodiment=embodiment, entry=entry, split=split, held_out_split="")
+            for split in splits or ["train"]
+        ]
+    own_split = splits if splits != ["train"] else None
+    for name, given in (("--embodiment", embodiment), ("--entry", entry), ("--split", own_split)):
+        if given:
+            raise ValueError(f"{name} goes with one dataset; inside '{data}' each dataset has its own")
+    return resolve(spec)[0]
+
+
+def _policy(on_error: str) -> Literal["error", "skip"]:
+    """Checked here, so that a misspelling is told before anything is read."""
+    from vla_adapt.episodes.damage import check_on_error
+
+    check_on_error(on_error)
+    return "skip" if on_error == "skip" else "error"
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr that changes its title with what is being done; gives advance(title, done, total)."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        Rate(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(title: str, done: int, total: int) -> None:
+            if title not in tasks:
+                for old in tasks.values():
+                    bar.update(old, visible=False)
+                tasks[title] = bar.add_task(escape(title), total=total)
+            bar.update(tasks[title], completed=done)
+
+        yield advance
+
+
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    from vla_adapt.episodes.doctor_finding import SEVERITIES
+
+    for one in diagnosis.examined:
+        console.print(
+            f"{one.name} ({one.robot}): examined {one.examined} of {one.episodes} episodes, "
+            f"{one.steps} steps, {one.images} images",
+            markup=False,
+        )
+    if diagnosis.findings:
+        table = Table("finding", "evidence, and what to do", show_lines=True)
+        for finding in diagnosis.findings:
+            color = COLORS[finding.severity]
+            table.add_row(
+                f"[{color}]{finding.severity}[/] [bold]{finding.code}[/]\n{escape(finding.dataset)}",
+                f"{escape(finding.evidence)}\n[dim]-> {escape(finding.advice)}[/]",
+            )
+        console.print(table)
+    counts = [(diagnosis.count(severity), severity) for severity in SEVERITIES]
+    console.print(", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for count, severity in counts))
+
+
+def _print_statistics(title: str, statistics: Any, dropped: str) -> None:
+    from vla_adapt.types import SLOT_NAMES
+
+    keys = ("mean", "std", "min", "q01", "q99", "max")
+    table = Table("slot", *keys, title=f"{title}, {statistics.count} steps", title_justify="left")
+    for slot, name in enumerate(SLOT_NAMES):
+        if statistics.mask[slot]:
+            name = name.replace(dropped, "") if dropped else name
+            table.add_row(name, *(f"{getattr(statistics, key)[slot]:.4g}" for key in keys))
+    console.print(table)

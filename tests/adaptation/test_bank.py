@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.interpolate import interpn
 
 from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.serving.service import PolicyService
 
 
 def observation(bundle: Bundle) -> dict:
@@ -48,3 +53,29 @@ def test_two_bundles_of_one_robot_are_refused(finished_run: Path, random_base: P
     bundle = Bundle.load(finished_run / "bundles" / "ur5e")
     with pytest.raises(ValueError, match="two bundles for robot 'ur5e'"):
         Bank(OpenVLA.from_pretrained(random_base), [bundle, bundle])
+
+
+def test_a_served_observation_is_center_cropped(finished_run: Path, random_base: Path):
+    """Through the server's road: a cropping bundle answers what a plain one answers to the cropped image."""
+    bundle = Bundle.load(finished_run / "bundles" / "ur5e")
+    base = OpenVLA.from_pretrained(random_base)
+    plain = Bank(base, [bundle])
+    cropping = replace(bundle, observation=ObservationConfig(center_crop=0.81))
+    side = base.config.image_sizes[0]
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    given = {**observation(bundle), "images": {"primary": image}}
+    # The middle 0.9 of both sides, corner pixels onto corner pixels, converted as TensorFlow does.
+    at = np.linspace(0.05, 0.95, side) * (side - 1)
+    both = interpn((np.arange(side),) * 2, image / 255, np.stack(np.meshgrid(at, at, indexing="ij"), axis=-1))
+    cropped = {**given, "images": {"primary": np.floor(both * 255.5).astype(np.uint8)}}
+
+    def ask(bank: Bank, request: dict) -> np.ndarray:
+        service = PolicyService(bank)
+        try:
+            return asyncio.run(service.answer(lambda: ("ur5e", request)))["actions"]
+        finally:
+            service.close()
+
+    got = ask(Bank(OpenVLA.from_pretrained(random_base), [cropping], verify=False), given)
+    np.testing.assert_allclose(got, ask(plain, cropped), atol=1e-5)
+    assert np.abs(got - ask(plain, given)).max() > 1e-3

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from vla_adapt.adaptation.bundle import Bundle, find_bundles
 from vla_adapt.adaptation.method import activate
+from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 
@@ -58,6 +59,26 @@ def test_load_save_round_trip(bundle_dir: Path, base: OpenVLA, tmp_path: Path):
     assert again.golden is not None
     assert bundle.golden is not None
     assert np.array_equal(again.golden.actions, bundle.golden.actions)
+
+
+def test_center_crop_travels_in_the_bundle(bundle_dir: Path, base: OpenVLA, tmp_path: Path):
+    bundle = Bundle.load(bundle_dir)
+    assert bundle.observation.center_crop == 1
+    assert bundle.observation.view is None
+    bundle.head = bundle.attach(base).head
+    bundle.observation = ObservationConfig(center_crop=True)  # type: ignore[arg-type]
+    bundle.save(tmp_path / "cropped")
+    again = Bundle.load(tmp_path / "cropped")
+    assert again.observation.center_crop == 0.9
+    with pytest.raises(ValueError, match="the golden observation gives actions that differ"):
+        again.verify(base)
+
+
+def test_a_bundle_from_before_center_crop_sees_the_whole_image(bundle_dir: Path, base: OpenVLA):
+    manifest = json.loads((bundle_dir / "bundle.json").read_text())
+    del manifest["observation"]["center_crop"]
+    (bundle_dir / "bundle.json").write_text(json.dumps(manifest))
+    Bundle.load(bundle_dir).verify(base)
 
 
 def test_plain_peft_gives_the_same_logits(bundle_dir: Path, base: OpenVLA, random_base: Path):
@@ -150,3 +171,4 @@ def test_card_says_what_it_is(bundle_dir: Path):
     card = Bundle.load(bundle_dir).card
     assert "ur5e_fake: 3 episodes, 21 steps" in card
     assert "library_name: peft" in card
+    assert "| image | `primary` |" in card

@@ -86,6 +86,44 @@ def test_blind_zeroes_pixels_only(tiny_dir, normalizers, builder):
     assert torch.equal(blind.input_ids, seeing.input_ids)
 
 
+def test_windows_are_augmented_by_sample_number_and_observations_never(tiny_dir, normalizers, builder):
+    asked = []
+
+    def augment(samples, camera, planes):
+        asked.append((samples, camera))
+        return planes * torch.tensor([0.1 * sample for sample in samples]).reshape(-1, 1, 1, 1)
+
+    def view(planes):
+        return planes / 4
+
+    both = BatchBuilder.from_pretrained(tiny_dir, normalizers, view=view, augment=augment)
+    served = BatchBuilder.from_pretrained(tiny_dir, normalizers, view=view)
+    windows = [window("arm", row) for row in range(2)]
+    for number, item in enumerate(windows, start=5):
+        item["ids"]["sample"] = number
+    trained = both.windows(windows)
+    assert asked == [([5, 6], "primary")]
+    for row, part in enumerate((0.5, 0.6)):
+        images = [windows[row]["images"]["primary"]]
+        wanted = builder.preprocessor(images, lambda planes, part=part: planes * part)
+        torch.testing.assert_close(trained.pixel_values[row], wanted[0])
+    observation = {"images": windows[0]["images"], "prompt": "go"}
+    quarter = builder.preprocessor([windows[0]["images"]["primary"]], view)
+    assert torch.equal(both.observation(observation, "arm").pixel_values, quarter)
+    assert torch.equal(served.observation(observation, "arm").pixel_values, quarter)
+    assert torch.equal(served.windows(windows[:1]).pixel_values, quarter)
+    assert len(asked) == 1
+
+
+def test_a_masked_camera_and_history_are_refused(builder):
+    given = {**window("arm", 0), "ids": {"dataset": "d", "episode": "e", "step": 3}}
+    assert builder.windows([{**given, "image_mask": {"primary": True, "wrist": False}}]).robots == ["arm"]
+    with pytest.raises(ValueError, match="d: episode e step 3: no image of camera 'primary'"):
+        builder.windows([{**given, "image_mask": {"primary": False}}])
+    with pytest.raises(ValueError, match="holds 2 steps of history, the policy reads one"):
+        builder.windows([{**given, "history_mask": np.array([False, True])}])
+
+
 def test_missing_camera_names_those_present(builder):
     with pytest.raises(ValueError, match="lacks camera 'primary'; cameras there: left, wrist"):
         builder.observation(

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from vla_adapt.policy.preprocess import ImagePreprocessor
 
@@ -42,6 +43,27 @@ def test_any_shape_gives_the_square_and_configs_round_trip(strategy, shape):
     assert pixels.shape == (1, 6, 84, 84)
     again = ImagePreprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
     assert np.array_equal(again([image]), pixels)
+
+
+def test_a_change_is_made_to_the_resized_pixels_of_both_towers():
+    preprocessor = ImagePreprocessor([84, 84])
+    images = [np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8) for _ in range(2)]
+    seen = []
+
+    def darker(planes):
+        seen.append(planes.clone())
+        return planes / 2
+
+    changed = preprocessor(images, darker)
+    assert [tuple(planes.shape) for planes in seen] == [(2, 3, 84, 84)]
+    assert float(seen[0].min()) >= 0
+    assert float(seen[0].max()) <= 1
+    config = preprocessor.to_dict()
+    for tower in range(2):
+        mean, std = (torch.tensor(config[key][tower]).reshape(3, 1, 1) for key in ("means", "stds"))
+        wanted = (seen[0] / 2 - mean) / std
+        torch.testing.assert_close(changed[:, 3 * tower : 3 * tower + 3], wanted, atol=1e-5, rtol=0)
+    assert torch.equal(preprocessor(images, lambda planes: planes), preprocessor(images))
 
 
 @pytest.mark.parametrize(

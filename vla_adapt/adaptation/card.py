@@ -23,6 +23,7 @@ tags: [vla_adapt, openvla, robotics, {robot}]
 | base | fingerprint `{base}` |
 | adaptation | {adaptation} |
 | head | {head} |
+| image | {image} |
 | training data | {data} |
 | training steps | {steps} |
 | held-out error | {held_out} |
@@ -45,7 +46,7 @@ Licenses of base and data apply to what was derived from them.
 
 
 def model_card(embodiment: Embodiment, facts: Mapping[str, Any]) -> str:
-    """Markdown card; `facts` holds recipe, base, adaptation, head, data, steps, held_out."""
+    """Markdown card; `facts` holds recipe, base, adaptation, head, image, data, steps, held_out."""
     return _TEMPLATE.format(
         robot=embodiment.name,
         title=embodiment.title,

@@ -18,14 +18,32 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.policy.heads import ActionHead
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.randomization.visual import CenterCrop, CenterCropArea
 
 
 class ObservationConfig(BaseModel):
-    """What the policy looks at. `blind` zeroes all pixels (the control policy)."""
+    """What the policy looks at.
+
+    Attributes:
+        camera: whose images.
+        blind: zero all pixels (the control policy).
+        center_crop: area of the middle of the image that is stretched to full size, 1: the whole image;
+            `true` is OpenVLA's 0.9, for policies trained with random crops.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     camera: str = "primary"
     blind: bool = False
+    center_crop: CenterCropArea = 1.0
+
+    def __str__(self) -> str:
+        part = f", middle {self.center_crop:g} of its area" if self.center_crop < 1 else ""
+        return f"`{self.camera}`{part}{', zeroed (blind)' if self.blind else ''}"
+
+    @property
+    def view(self) -> CenterCrop | None:
+        """The crop, where there is one."""
+        return CenterCrop(self.center_crop) if self.center_crop < 1 else None
 
 
 @dataclass
@@ -54,6 +72,7 @@ class RobotPolicy:
             {self.robot: self._normalizers},
             blind=self.observation.blind,
             image_key=self.camera,
+            view=self.observation.view,
         )
 
     @property

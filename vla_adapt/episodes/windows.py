@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.source import Episode
 from vla_adapt.types import NUM_SLOTS
 
@@ -31,6 +32,8 @@ def unify_motion(
 ) -> UnifiedMotion:
     """Convert an episode's action and state; a tool frame takes the gripper's pose from the state.
 
+    Slots of components that the episode's dataset does not record are zero and masked.
+
     Raises:
         ValueError: wrong width, or a non-finite number (names its step).
     """
@@ -43,10 +46,17 @@ def unify_motion(
         pose = ActionUnifier(unifier.embodiment, kind="proprio").ee_rotations(episode.state)
     action, mask = unifier.to_unified(episode.action, pose)
     action = action.astype(np.float32, copy=False)
+    if episode.action_omits:
+        mask = unifier.mask_without(episode.action_omits)
+        action[:, ~mask] = 0.0
     if proprio_unifier is None or episode.state is None:
         return UnifiedMotion(action, mask, None, np.zeros(NUM_SLOTS, bool))
     proprio, proprio_mask = proprio_unifier.to_unified(episode.state)
-    return UnifiedMotion(action, mask, proprio.astype(np.float32, copy=False), proprio_mask)
+    proprio = proprio.astype(np.float32, copy=False)
+    if episode.state_omits:
+        proprio_mask = proprio_unifier.mask_without(episode.state_omits)
+        proprio[:, ~proprio_mask] = 0.0
+    return UnifiedMotion(action, mask, proprio, proprio_mask)
 
 
 def window(
@@ -58,8 +68,12 @@ def window(
     cameras: Sequence[str] | None = None,
     dataset: str = "",
     motion: UnifiedMotion | None = None,
+    optional_cameras: Sequence[str] = (),
+    history: int = 1,
 ) -> Window:
     """The observation of step `t` with the actions of steps t .. t + horizon - 1.
+
+    No policy reads more than one camera and one step yet (see `policy.batch.BatchBuilder.windows`).
 
     Args:
         episode: where to cut.
@@ -70,20 +84,26 @@ def window(
         cameras: which cameras to decode; None: all.
         dataset: its name, for `ids` and errors.
         motion: `unify_motion` of the episode, if the caller has it at hand.
+        optional_cameras: decoded too where the episode has them, else a zero image of the size of the first
+            camera there is. One that the embodiment declares as required is not optional.
+        history: K, steps observed: t - K + 1 .. t.
 
     Returns:
-        images {camera: uint8 [h, w, 3]}, proprio [32] float32, proprio_mask [32], action [H, 32] float32 in
-        SI units, action_mask [H, 32] bool (False past the episode's end and on slots the robot lacks; zeros
-        there), instruction, robot, extra {key: value at t}, ids {dataset, episode, step}.
+        images {camera: uint8 [h, w, 3]}, image_mask {camera: bool} (False: the episode lacks it),
+        proprio [32] float32, proprio_mask [32], action [H, 32] float32 in SI units, action_mask [H, 32] bool
+        (False past the episode's end and on slots the robot lacks; zeros there), instruction, robot,
+        extra {key: value at t}, ids {dataset, episode, step}.
+
+        With history > 1 images are [K, h, w, 3] and proprio is [K, 32], oldest first, and history_mask [K] is
+        False before the episode's first step, which is repeated there, as Octo does.
 
     Raises:
-        ValueError: a camera the episode lacks, a step outside, a non-finite number; names dataset, episode.
+        ValueError: a camera the episode lacks, a step outside, a non-finite number, images of different sizes
+            in one history; names dataset, episode.
     """
     where = f"{dataset or 'dataset'}: episode {episode.episode_id}"
-    wanted = episode.cameras if cameras is None else cameras
-    for camera in wanted:
-        if camera not in episode.cameras:
-            raise ValueError(f"{where}: no camera '{camera}'; it has {', '.join(episode.cameras) or 'none'}")
+    if history < 1:
+        raise ValueError(f"{where}: history {history}: wanted at least 1 step")
     if not 0 <= t < len(episode):
         raise ValueError(f"{where}: step {t} asked, it has steps 0..{len(episode) - 1}")
     if motion is None:
@@ -91,16 +111,25 @@ def window(
             motion = unify_motion(episode, unifier, proprio_unifier)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+    wanted = episode.cameras if cameras is None else cameras
+    absent = absent_cameras(episode.cameras, wanted, optional_cameras, unifier.embodiment, where)
+    looks = {
+        camera: _look(episode, t, history, camera, where)
+        for camera in dict.fromkeys((*wanted, *optional_cameras))
+        if camera not in absent
+    }
+    if absent and not looks:
+        raise ValueError(f"{where}: it has none of the cameras {', '.join(absent)}; ask for one it has")
+    looks |= {camera: np.zeros_like(next(iter(looks.values()))) for camera in absent}
     action = np.zeros((horizon, NUM_SLOTS), np.float32)
     action_mask = np.zeros((horizon, NUM_SLOTS), bool)
     chunk = motion.action[t : t + horizon]
     action[: len(chunk)] = chunk
     action_mask[: len(chunk)] = motion.action_mask
-    proprio = np.zeros(NUM_SLOTS, np.float32) if motion.proprio is None else motion.proprio[t].copy()
     return {
-        "images": {camera: episode.image(t, camera) for camera in wanted},
-        "proprio": proprio,
-        "proprio_mask": motion.proprio_mask.copy(),
+        "images": looks,
+        "image_mask": {camera: camera not in absent for camera in looks},
+        **_state(motion, t, history),
         "action": action,
         "action_mask": action_mask,
         "instruction": episode.instruction,
@@ -108,3 +137,41 @@ def window(
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
         "ids": {"dataset": dataset, "episode": episode.episode_id, "step": t},
     }
+
+
+def absent_cameras(
+    present: Sequence[str], wanted: Sequence[str], optional: Sequence[str], robot: Embodiment, where: str
+) -> list[str]:
+    """The optional cameras that are not `present`.
+
+    Raises:
+        ValueError: one that is wanted, or that the robot declares as required, is not; starts with `where`.
+    """
+    declared = [name for name in optional if name in robot.cameras and robot.cameras[name].required]
+    for camera in (*wanted, *declared):
+        if camera not in present:
+            raise ValueError(f"{where}: no camera '{camera}'; it has {', '.join(present) or 'none'}")
+    return [camera for camera in dict.fromkeys(optional) if camera not in present]
+
+
+def _look(episode: Episode, t: int, history: int, camera: str, where: str) -> UInt8[np.ndarray, "*K h w 3"]:
+    """The image of step t, or of the last K steps."""
+    if history == 1:
+        return episode.image(t, camera)
+    first = max(0, t - history + 1)
+    frames = [episode.image(step, camera) for step in range(first, t + 1)]
+    for step, frame in enumerate(frames, start=first):
+        if frame.shape != frames[-1].shape:
+            sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
+            raise ValueError(f"{where}: camera '{camera}' gives {sizes}; draw it without history")
+    return np.stack([frames[0]] * (history - len(frames)) + frames)
+
+
+def _state(motion: UnifiedMotion, t: int, history: int) -> dict[str, np.ndarray]:
+    """proprio [32] and its mask; with history [K, 32] and history_mask [K] besides."""
+    steps = np.arange(t - history + 1, t + 1)
+    proprio = np.zeros((history, NUM_SLOTS), np.float32)
+    if motion.proprio is not None:
+        proprio[:] = motion.proprio[np.maximum(steps, 0)]
+    state = {"proprio": proprio if history > 1 else proprio[0], "proprio_mask": motion.proprio_mask.copy()}
+    return {**state, "history_mask": steps >= 0} if history > 1 else state

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from vla_adapt.actions.normalize import Normalizer
-from vla_adapt.policy.preprocess import ImagePreprocessor
+from vla_adapt.policy.preprocess import ImagePreprocessor, PixelChange
 from vla_adapt.policy.prompt import PromptTokenizer
 from vla_adapt.suggest import did_you_mean
+
+# (sample numbers, the camera, their images [B, 3, size, size] in [0, 1]) -> changed images
+Augment = Callable[[Sequence[int], str, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -68,6 +72,9 @@ class BatchBuilder:
         normalizers: robot -> (action normalizer, proprio normalizer or None when there is no proprio).
         blind: zero all pixel values, the control that shows whether vision is used.
         image_key: which camera the policy sees.
+        view: done to every image, e.g. `randomization.visual.CenterCrop`.
+        augment: done in its place to the images of windows, by their sample numbers, e.g.
+            `randomization.visual.Augmentation`; for training only.
     """
 
     def __init__(
@@ -77,12 +84,16 @@ class BatchBuilder:
         normalizers: Mapping[str, tuple[Normalizer, Normalizer | None]],
         blind: bool = False,
         image_key: str = "primary",
+        view: PixelChange | None = None,
+        augment: Augment | None = None,
     ):
         self.preprocessor = preprocessor
         self.tokenizer = tokenizer
         self.normalizers = dict(normalizers)
         self.blind = blind
         self.image_key = image_key
+        self.view = view
+        self.augment = augment
 
     @classmethod
     def from_pretrained(
@@ -91,22 +102,34 @@ class BatchBuilder:
         normalizers: Mapping[str, tuple[Normalizer, Normalizer | None]],
         blind: bool = False,
         image_key: str = "primary",
+        view: PixelChange | None = None,
+        augment: Augment | None = None,
     ) -> BatchBuilder:
         """Take image and text processing from a base checkpoint folder."""
         preprocessor = ImagePreprocessor.from_pretrained(directory)
-        return cls(preprocessor, PromptTokenizer.from_pretrained(directory), normalizers, blind, image_key)
+        tokenizer = PromptTokenizer.from_pretrained(directory)
+        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment)
 
     def windows(self, windows: Sequence[Mapping[str, Any]]) -> PolicyBatch:
         """Windows in unified SI units (see `episodes.windows.window`) to a training batch.
 
-        `extra` holds what all windows have, as float32 for floating numbers.
+        `extra` holds what all windows have, as float32 for floating numbers. Of several cameras only
+        `image_key` is read; no policy reads history yet.
+
+        Raises:
+            ValueError: the camera is missing or masked, windows with history, a robot without statistics.
         """
+        change = self.view
+        if self.augment is not None:
+            samples = [window["ids"]["sample"] for window in windows]
+            change = partial(self.augment, samples, self.image_key)
         batch = self._observations(
-            [window["images"] for window in windows],
+            [self._seen(window) for window in windows],
             [window["instruction"] for window in windows],
             [window["robot"] for window in windows],
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
+            change,
         )
         values, masks = [], []
         for window in windows:
@@ -148,6 +171,7 @@ class BatchBuilder:
             list(robots),
             none if proprio is None else list(proprio),
             none if proprio_mask is None else list(proprio_mask),
+            self.view,
         )
 
     def observation(
@@ -174,8 +198,9 @@ class BatchBuilder:
         robots: list[str],
         proprio: Sequence[np.ndarray | None],
         proprio_mask: Sequence[np.ndarray | None],
+        change: PixelChange | None,
     ) -> PolicyBatch:
-        pixel_values = self.preprocessor([self._image(cameras) for cameras in images])
+        pixel_values = self.preprocessor([self._image(cameras) for cameras in images], change)
         if self.blind:
             pixel_values.zero_()
         input_ids, attention_mask = self.tokenizer(instructions)
@@ -201,11 +226,31 @@ class BatchBuilder:
             robots=robots,
         )
 
+    def _seen(self, window: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+        """The images of a window; a masked one would train the policy on blackness."""
+        if "history_mask" in window:
+            frames = len(window["history_mask"])
+            raise ValueError(
+                f"a window holds {frames} steps of history, the policy reads one: draw history=1"
+            )
+        if not window.get("image_mask", {}).get(self.image_key, True):
+            raise ValueError(
+                f"{_place(window)}: no image of camera {self.image_key!r}, which the policy reads; "
+                "do not make it an optional camera of the mixture"
+            )
+        return window["images"]
+
     def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.image_key not in cameras:
             present = ", ".join(sorted(cameras)) or "none"
             raise ValueError(f"observation lacks camera {self.image_key!r}; cameras there: {present}")
         return cameras[self.image_key]
+
+
+def _place(window: Mapping[str, Any]) -> str:
+    """Where a window is from, for errors."""
+    ids = window.get("ids", {})
+    return f"{ids.get('dataset', 'dataset')}: episode {ids.get('episode')} step {ids.get('step')}"
 
 
 def _collate_extra(extras: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

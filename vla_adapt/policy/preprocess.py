@@ -7,7 +7,7 @@ Three ways to reach the square input, as in Prismatic VLMs (2402.07865): `resize
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ STRATEGIES = ("resize-naive", "resize-crop", "letterbox")
 _MEANS = ((0.485, 0.456, 0.406), (0.5, 0.5, 0.5))
 _STDS = ((0.229, 0.224, 0.225), (0.5, 0.5, 0.5))
 _LETTERBOX_FILL = (127, 127, 127)
+
+# Something done to square images in [0, 1], float32 [B, 3, size, size], before they are normalized.
+PixelChange = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ImagePreprocessor:
@@ -83,15 +86,26 @@ class ImagePreprocessor:
             "tvf_letterbox_fill": list(self.fill) if self.strategy == "letterbox" else None,
         }
 
-    def __call__(self, images: Sequence[np.ndarray]) -> Float[torch.Tensor, "B 6 size size"]:
+    def __call__(
+        self, images: Sequence[np.ndarray], change: PixelChange | None = None
+    ) -> Float[torch.Tensor, "B 6 size size"]:
         """Pixel values of a batch of uint8 RGB images, each of any size.
+
+        Args:
+            images: uint8 [h, w, 3] each.
+            change: done once to the resized images, the same for both towers.
 
         Raises:
             ValueError: for anything but uint8 [h, w, 3].
         """
         pixels = torch.from_numpy(np.stack([self._pixels(image) for image in images]))
         planes = pixels.permute(0, 3, 1, 2).contiguous()  # twice as fast as strided arithmetic
-        return planes.float().div_(255.0).sub_(self._mean).div_(self._std)
+        planes = planes.float().div_(255.0)
+        if change is not None:
+            changed = change(planes[:, :3])
+            for tower in range(len(self.sizes)):
+                planes[:, 3 * tower : 3 * tower + 3] = changed
+        return planes.sub_(self._mean).div_(self._std)
 
     def _pixels(self, image: np.ndarray) -> UInt8[np.ndarray, "size size 6"]:
         array = np.asarray(image)

@@ -16,7 +16,6 @@ from vla_adapt.adaptation.attach import adapter_tensors
 from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import model_card
 from vla_adapt.adaptation.folder import atomic_folder
-from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.heads import ActionHead, save_head
@@ -47,7 +46,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         embodiment=robot.embodiment,
         action_statistics=robot.action,
         proprio_statistics=robot.proprio,
-        observation=ObservationConfig(camera=recipe.policy.camera, blind=recipe.policy.blind),
+        observation=recipe.observation,
         base_fingerprint=base,
         head=head,
         adapter_config=config,
@@ -64,6 +63,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         "base": base[:12],
         "adaptation": json.dumps(recipe.adaptation.model_dump()),
         "head": f"{head.config.kind}, horizon {head.horizon}",
+        "image": str(recipe.observation),
         "data": facts["data"],
         "steps": recipe.train.steps,
         "held_out": error,

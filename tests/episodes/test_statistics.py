@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla_adapt.actions.normalize import Statistics
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes import EpisodeData, MemoryDataset, fake_data, open_dataset
+from vla_adapt.episodes import EpisodeData, MemoryDataset, fake_data, motion_summary, open_dataset
 from vla_adapt.episodes.statistics import robot_statistics
 
 
@@ -52,3 +53,47 @@ def test_two_meanings_of_one_name_are_refused(robot: Embodiment) -> None:
     data = [fake_data(robot, np.random.default_rng(0), 4)]
     with pytest.raises(ValueError, match="b: its embodiment 'franka_panda' differs from that of a"):
         robot_statistics([MemoryDataset("a", robot, data), MemoryDataset("b", other, data)])
+
+
+def test_to_the_bit_what_all_steps_in_one_array_give(
+    written: Path, robot: Embodiment, recordings: dict[str, list[EpisodeData]]
+) -> None:
+    unifier, proprio = ActionUnifier(robot), ActionUnifier(robot, kind="proprio")
+    train = recordings["train"]
+    got = robot_statistics([open_dataset(written)])["franka_panda"]
+    values = np.concatenate([unifier.to_unified(data.action)[0] for data in train])
+    assert got.action == Statistics.from_samples(values, unifier.mask)
+    values = np.concatenate([proprio.to_unified(data.state)[0] for data in train])
+    assert got.proprio == Statistics.from_samples(values, proprio.mask)
+
+
+def test_workers_and_the_cache_change_nothing(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(motion_summary.pieces, "__defaults__", (8,))
+    datasets = [open_dataset(written), open_dataset(written, split="val")]
+    wanted = robot_statistics(datasets, cache=False)
+    assert robot_statistics(datasets, workers=2, cache=False) == wanted
+    assert robot_statistics(datasets, workers=3) == wanted, "filling the cache"
+    assert robot_statistics(datasets) == wanted, "reading it"
+    assert robot_statistics([datasets[0]]) != wanted
+
+
+def test_robots_may_be_interleaved(robot: Embodiment) -> None:
+    base = Embodiment.load("mobile_panda")
+    rng = np.random.default_rng(0)
+    parts = [
+        MemoryDataset(name, kind, [fake_data(kind, rng, length, 8)])
+        for name, kind, length in (("a", robot, 4), ("b", base, 5), ("c", robot, 6), ("d", base, 7))
+    ]
+    got = robot_statistics(parts)
+    assert {name: statistics.action.count for name, statistics in got.items()} == {
+        "franka_panda": 10,
+        "mobile_panda": 12,
+    }
+    unifier = ActionUnifier(base)
+    values = np.concatenate([unifier.to_unified(parts[i][0].action)[0] for i in (1, 3)])
+    assert got["mobile_panda"].action == Statistics.from_samples(values, unifier.mask)
+
+
+def test_an_empty_dataset_is_refused(robot: Embodiment) -> None:
+    with pytest.raises(ValueError, match="nothing: no steps to compute statistics from"):
+        robot_statistics([MemoryDataset("nothing", robot, [])])

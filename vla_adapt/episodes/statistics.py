@@ -1,17 +1,28 @@
-"""Statistics of unified actions and proprioception per robot, over whole datasets; reads no image."""
+"""Statistics of unified actions and proprioception per robot, over whole datasets; reads no image.
+
+Every step is read once. Datasets are summarized in fixed pieces, merged in a fixed order, so any number of
+processes or ranks gives the same numbers. Up to `quantile_sketch.EXACT_ROWS` steps of a robot they are
+exactly those of all steps in one array; beyond that quantiles have the rank error stated there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.episodes.motion_summary import MotionSummary, Piece, pieces, summaries
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.windows import unify_motion
+from vla_adapt.episodes.statistics_cache import SummaryCache
 from vla_adapt.types import Layout
+
+_PROGRESS_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -23,9 +34,17 @@ class RobotStatistics:
 
 
 def robot_statistics(
-    datasets: Iterable[EpisodeDataset], layout: Layout = "slots"
+    datasets: Iterable[EpisodeDataset], layout: Layout = "slots", workers: int = 0, cache: bool = True
 ) -> dict[str, RobotStatistics]:
     """Statistics by robot name, every step of all its datasets counted once.
+
+    A slot's numbers are those of the steps whose dataset records it.
+
+    Args:
+        datasets: of any robots; the same embodiment text for the same name.
+        layout: of the unified vectors.
+        workers: processes that read; 0: this one. The numbers do not depend on it.
+        cache: keep each dataset's summary beside its index, and use one that is there.
 
     Raises:
         ValueError: NaN or a wrong width (names dataset and episode), two embodiments of one name that differ.
@@ -39,31 +58,69 @@ def robot_statistics(
                 f"{group[0].name}; open both with the same embodiment"
             )
         group.append(dataset)
-    return {robot: _statistics(group, layout) for robot, group in by_robot.items()}
+    in_order = [dataset for group in by_robot.values() for dataset in group]
+    with closing(_summarized(in_order, layout, workers, cache)) as each:
+        return {robot: _statistics(group, each, layout) for robot, group in by_robot.items()}
 
 
-def _statistics(datasets: list[EpisodeDataset], layout: Layout) -> RobotStatistics:
-    robot = datasets[0].embodiment
-    action_unifier = ActionUnifier(robot, layout)
-    proprio_unifier = ActionUnifier(robot, layout, kind="proprio") if robot.proprio else None
-    actions: list[np.ndarray] = []
-    proprios: list[np.ndarray] = []
-    for dataset in datasets:
-        for i in range(len(dataset)):
-            episode = dataset[i]
-            if not len(episode):
-                continue
-            try:
-                motion = unify_motion(episode, action_unifier, proprio_unifier)
-            except ValueError as error:
-                raise ValueError(f"{dataset.name}: episode {episode.episode_id}: {error}") from None
-            actions.append(motion.action)
-            if motion.proprio is not None:
-                proprios.append(motion.proprio)
-    if not actions:
+def _statistics(
+    datasets: Sequence[EpisodeDataset], each: Iterator[MotionSummary], layout: Layout
+) -> RobotStatistics:
+    """Statistics of one robot, of as many summaries of `each` as it has datasets."""
+    robot, merged = datasets[0].embodiment, _merged(itertools.islice(each, len(datasets)))
+    if not merged.action.count:
         raise ValueError(f"{datasets[0].name}: no steps to compute statistics from")
-    action = Statistics.from_samples(np.concatenate(actions), action_unifier.mask)
-    if not proprios:
+    action = merged.action.statistics(ActionUnifier(robot, layout).mask)
+    if not merged.proprio.count:
         return RobotStatistics(action, None)
-    assert proprio_unifier is not None
-    return RobotStatistics(action, Statistics.from_samples(np.concatenate(proprios), proprio_unifier.mask))
+    mask = ActionUnifier(robot, layout, kind="proprio").mask
+    return RobotStatistics(action, merged.proprio.statistics(mask))
+
+
+def _summarized(
+    datasets: Sequence[EpisodeDataset], layout: Layout, workers: int, cache: bool
+) -> Generator[MotionSummary]:
+    """The summary of each dataset in turn, from the cache or computed; only one is held at a time."""
+    caches = [SummaryCache(dataset, layout) if cache else None for dataset in datasets]
+    known = [kept is not None and kept.is_there for kept in caches]
+    cut = [piece for piece in pieces(datasets) if not known[piece.dataset]]
+    with closing(_followed(datasets, cut, layout, workers)) as computed:
+        for number, (dataset, kept) in enumerate(zip(datasets, caches, strict=True)):
+            summary = kept.load() if kept is not None and known[number] else None
+            if summary is None:
+                if known[number]:  # it was there, but is damaged
+                    parts = summaries([dataset], pieces([dataset]), layout, workers)
+                else:
+                    parts = itertools.islice(computed, sum(piece.dataset == number for piece in cut))
+                summary = _merged(parts)
+                if kept is not None:
+                    kept.save(summary)
+            yield summary
+
+
+def _merged(parts: Iterable[MotionSummary]) -> MotionSummary:
+    merged = MotionSummary()
+    for part in parts:
+        merged.merge(part)
+    return merged
+
+
+def _followed(
+    datasets: Sequence[EpisodeDataset], cut: Sequence[Piece], layout: Layout, workers: int
+) -> Generator[MotionSummary]:
+    """`summaries` with a progress bar."""
+    total = sum(piece.steps for piece in cut)
+    bar = Progress(
+        TextColumn("measuring {task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=total < _PROGRESS_STEPS,
+        transient=True,
+    )
+    with bar, closing(summaries(datasets, cut, layout, workers)) as parts:
+        task = bar.add_task("", total=total)
+        for piece, part in zip(cut, parts, strict=True):
+            bar.update(task, advance=piece.steps, description=datasets[piece.dataset].name)
+            yield part

@@ -42,3 +42,11 @@ def test_mistakes_are_named(override: str, message: str):
 def test_unknown_recipe_suggests():
     with pytest.raises(ValueError, match="did you mean 'quickstart'"):
         Recipe.load("quikstart")
+
+
+def test_what_an_interrupted_run_may_change():
+    recipe = Recipe.load("quickstart")
+    for same in ("train.workers=3", "train.log_every=7", "train.save_every=9", "train.log_samples=true"):
+        assert Recipe.load("quickstart", [same]).training_text() == recipe.training_text()
+    for other in ("train.steps=7", "train.batch_size=8", "mixture.0.weight=3", "seed=5"):
+        assert Recipe.load("quickstart", [other]).training_text() != recipe.training_text()

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from vla_adapt.adaptation.method import Lora, Method
+from vla_adapt.adaptation.robot_policy import ObservationConfig
+from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
 from vla_adapt.policy.heads import HeadConfig
+from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
 from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 from vla_adapt.training.auxiliary import AuxiliaryConfig
 from vla_adapt.training.optimizer import OptimizerConfig
-
-
-class Source(BaseModel):
-    """One dataset of the mixture. `path` may use ~ and is relative to where the run is started."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str
-    embodiment: str | None = None
-    weight: float = Field(default=1.0, gt=0)
-    split: str = "train"
-    held_out_split: str = Field(default="val", description="empty: nothing is held out of this dataset")
-    episodes: int | None = Field(default=None, gt=0, description="only the first so many of the split")
 
 
 class PolicyConfig(BaseModel):
@@ -38,6 +29,10 @@ class PolicyConfig(BaseModel):
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
     )
+    center_crop: CenterCropArea | None = Field(
+        default=None,
+        description="area of the middle it sees, `true` is OpenVLA's 0.9; unset: as `augmentation` crops",
+    )
 
 
 class TrainConfig(BaseModel):
@@ -49,6 +44,7 @@ class TrainConfig(BaseModel):
     workers: int = Field(default=0, ge=0, description="loader processes per training process")
     log_every: int = Field(default=20, gt=0)
     save_every: int = Field(default=500, gt=0, description="steps between resume points")
+    log_samples: bool = Field(default=False, description="write which episode and step every sample was")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -58,6 +54,13 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     windows: int = Field(default=400, gt=0, description="held-out windows per robot, evenly spaced")
+
+
+# A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.
+Mixing = Annotated[
+    Annotated[list[Source], Field(min_length=1), Tag("list")] | Annotated[MixtureSpec, Tag("mapping")],
+    Discriminator(lambda given: "list" if isinstance(given, list) else "mapping"),
+]
 
 
 class Recipe(BaseModel):
@@ -71,8 +74,9 @@ class Recipe(BaseModel):
     )
     output: str
     seed: int = 0
-    mixture: list[Source] = Field(min_length=1)
+    mixture: Mixing
     policy: PolicyConfig = PolicyConfig()
+    augmentation: AugmentationConfig = AugmentationConfig(enabled=False)
     adaptation: Method = Lora()
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     train: TrainConfig = TrainConfig()
@@ -103,6 +107,23 @@ class Recipe(BaseModel):
     def available() -> list[str]:
         """Names of the built-in recipes."""
         return sorted(file.stem for file in recipes_dir().glob("*.yaml"))
+
+    @property
+    def mixture_spec(self) -> MixtureSpec:
+        """The mixture in its long form."""
+        return MixtureSpec(sources=self.mixture) if isinstance(self.mixture, list) else self.mixture
+
+    @property
+    def observation(self) -> ObservationConfig:
+        """What its policies look at, when judged and served."""
+        policy, crop = self.policy, self.policy.center_crop
+        area = self.augmentation.center_crop if crop is None else crop
+        return ObservationConfig(camera=policy.camera, blind=policy.blind, center_crop=area)
+
+    def training_text(self) -> str:
+        """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
+        unread = {"train": {"workers", "log_every", "save_every", "log_samples"}, "title": True}
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:
         """The resolved recipe as YAML, defaults written out."""

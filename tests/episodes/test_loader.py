@@ -47,6 +47,43 @@ def test_resume_continues(mixture: Mixture) -> None:
     assert resumed == whole[6:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_state_is_where_the_consumer_is(mixture: Mixture, workers: int) -> None:
+    """Also when workers have read ahead, and for other ranks and workers than those that saved it."""
+    whole = [ids(batch) for batch in make_loader(mixture, 8, steps=10)]
+    loader = make_loader(
+        mixture, 8, steps=10, num_workers=workers, **({"prefetch_factor": 4} if workers else {})
+    )
+    assert loader.state_dict()["sample"] == 0
+    for step, batch in enumerate(loader):
+        assert ids(batch) == whole[step]
+        assert loader.state_dict()["sample"] == 8 * (step + 1)
+        if step == 3:
+            break
+    state = loader.state_dict()
+    for world in (1, 2):
+        shares = []
+        for rank in range(world):
+            resumed = make_loader(mixture, 8, rank, world, steps=10)
+            resumed.load_state_dict(state)
+            assert len(resumed) == 6
+            shares.append([ids(batch) for batch in resumed])
+        assert [[one for share in shares for one in share[step]] for step in range(6)] == whole[4:]
+        assert resumed.state_dict()["sample"] == 80
+
+
+def test_state_of_an_endless_loader_and_of_other_batches(mixture: Mixture) -> None:
+    state = {"sample": 24, "mixture": mixture.fingerprint()}
+    endless = make_loader(mixture, 12)
+    endless.load_state_dict(state)
+    assert [one[-1] for one in ids(next(iter(endless)))] == list(range(24, 36))
+    with pytest.raises(ValueError, match="state at sample 24 is no whole number of batches of 9"):
+        make_loader(mixture, 9).load_state_dict(state)
+    other = Mixture([(dataset, 1.0) for dataset in mixture.datasets], 3, horizon=4)
+    with pytest.raises(ValueError, match="draws other samples than the one its state was saved from"):
+        make_loader(other, 12).load_state_dict(state)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_anything(mixture: Mixture, workers: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -60,6 +61,59 @@ def test_pure_function_of_n_and_seed() -> None:
     assert [other.sample(n) for n in numbers] != wanted
 
 
+class Lengths(MemoryDataset):
+    """Episodes of given lengths with nothing in them."""
+
+    def __init__(self, name: str, lengths: list[int]):
+        robot = Embodiment.load("franka_panda")
+        super().__init__(name, robot, [fake_data(robot, np.random.default_rng(0), 1, image_size=2)])
+        self.given = np.asarray(lengths, np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.given
+
+
+def test_the_order_of_samples_stays_what_it_was() -> None:
+    """A changed order would change the results of every recipe: say so in the changelog, then change this."""
+    parts = [(Lengths("a", [70] * 3), 0.75), (Lengths("b", [*range(1, 700)]), 0.25)]
+    mixture = Mixture([*parts, (Lengths("c", [1000] * 100), 2.0)], 5, 3)
+    rows = np.array([mixture.sample(n) for n in [*range(5000), *range(10**6, 10**6 + 2000)]], "<i8")
+    assert rows[:3].tolist() == [[2, 27, 870], [2, 87, 919], [0, 0, 8]]
+    assert hashlib.sha256(rows.tobytes()).hexdigest()[:16] == "ae282fe52a9098f3"
+
+
+def test_episode_weights_and_blocks_reach_their_dataset() -> None:
+    parts = [(Lengths("a", [4, 6]), 1.0), (Lengths("b", [5, 5]), 1.0)]
+    weights = [None, np.array([0.0, 1.0])]
+    for open_blocks in (None, 2):
+        mixture = Mixture(parts, 0, 1, episode_weights=weights, open_blocks=open_blocks)
+        assert mixture.steps == [10, 5]
+        drawn = Counter(mixture.sample(n) for n in range(1 << 16))
+        assert {(sample.dataset, sample.episode) for sample in drawn} == {(0, 0), (0, 1), (1, 1)}
+        assert max(drawn.values()) <= (1 << 15) / 5 + 1
+
+
+def test_fingerprint_tells_what_is_drawn() -> None:
+    robot = Embodiment.load("franka_panda")
+    data = [fake_data(robot, np.random.default_rng(0), length) for length in (3, 4)]
+    parts = [(MemoryDataset("one", robot, data), 1.0), (MemoryDataset("two", robot, data), 1.0)]
+    weights = [None, np.array([1.0, 2.0])]
+    renamed = [(MemoryDataset("three", robot, data), 1.0), parts[1]]
+    fewer = [(MemoryDataset("one", robot, data[:1]), 1.0), parts[1]]
+    prints = [
+        Mixture(parts, 0, 2).fingerprint(),
+        Mixture(parts, 1, 2).fingerprint(),
+        Mixture([parts[0], (parts[1][0], 2.0)], 0, 2).fingerprint(),
+        Mixture(renamed, 0, 2).fingerprint(),
+        Mixture(fewer, 0, 2).fingerprint(),
+        Mixture(parts, 0, 2, episode_weights=weights).fingerprint(),
+        Mixture(parts, 0, 2, open_blocks=4).fingerprint(),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert Mixture(parts, 0, 5).fingerprint() == prints[0], "the horizon changes no sample"
+
+
 def test_windows_are_those_of_the_sample() -> None:
     mixture = make()
     for n in range(40):
@@ -102,3 +156,43 @@ def test_refusals() -> None:
     data.action[1, 0] = np.inf
     with pytest.raises(ValueError, match=r"one: episode 0: step 1: action holds"):
         Mixture([(MemoryDataset("one", robot, [data]), 1.0)], 0, 2).window(0)
+
+
+def with_cameras(robot: str, *cameras: str) -> MemoryDataset:
+    embodiment = Embodiment.load(robot)
+    data = fake_data(embodiment, np.random.default_rng(0), 6)
+    data.images = dict.fromkeys(cameras, data.images["primary"])
+    return MemoryDataset("+".join(cameras), embodiment, [data])
+
+
+def test_optional_cameras_are_masked_where_a_dataset_lacks_them() -> None:
+    parts = [
+        (with_cameras("franka_panda", "primary", "wrist"), 1.0),
+        (with_cameras("franka_panda", "primary"), 1.0),
+    ]
+    mixture = Mixture(parts, 0, horizon=2, optional_cameras=("wrist",))
+    masks = {}
+    for n in range(8):
+        cut = mixture.window(n)
+        assert list(cut["images"]) == ["primary", "wrist"]
+        assert cut["images"]["wrist"].any() == cut["image_mask"]["wrist"]
+        masks[cut["ids"]["dataset"]] = cut["image_mask"]
+    assert masks == {
+        "primary+wrist": {"primary": True, "wrist": True},
+        "primary": {"primary": True, "wrist": False},
+    }
+    with pytest.raises(ValueError, match="primary: no camera 'wrist'; it has primary"):
+        Mixture(parts, 0, 2, cameras=("primary", "wrist"))
+    with pytest.raises(ValueError, match="no dataset has the optional camera 'wirst'; did you mean 'wrist'"):
+        Mixture(parts, 0, 2, optional_cameras=("wirst",))
+
+
+def test_history_reaches_the_windows() -> None:
+    dataset = with_cameras("franka_panda", "primary")
+    mixture = Mixture([(dataset, 1.0)], 0, 2, history=3)
+    for n in range(6):
+        cut, step = mixture.window(n), mixture.sample(n).step
+        assert cut["history_mask"].tolist() == [step >= 2, step >= 1, True]
+        np.testing.assert_array_equal(cut["images"]["primary"][-1], dataset[0].image(step))
+    with pytest.raises(ValueError, match="history 0: wanted at least 1 step"):
+        Mixture([(dataset, 1.0)], 0, 2, history=0)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.episodes import open_dataset
+from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.evaluation.report import write_report
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
@@ -79,22 +80,25 @@ def test_padded_slots_get_no_gradient(make_recipe: Callable[..., Recipe], tmp_pa
 def test_resume_equals_an_uninterrupted_run(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    schedule = {"steps": 6, "batch_size": 8, "log_every": 1, "save_every": 2}
+    schedule = {"steps": 7, "batch_size": 8, "log_every": 3, "save_every": 2, "log_samples": True}
     whole = loop.train(make_recipe(str(tmp_path / "whole"), train=schedule))
     recipe = make_recipe(str(tmp_path / "cut"), train=schedule)
     genuine = loop._check_finite
 
-    def die(loss: torch.Tensor, batches: object, step: int) -> None:
+    def die(output: object, ids: object, step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
-        genuine(loss, batches, step)  # type: ignore[arg-type]
+        genuine(output, ids, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_check_finite", die)
     with pytest.raises(KeyboardInterrupt):
         loop.train(recipe)
     monkeypatch.setattr(loop, "_check_finite", genuine)
     cut = loop.train(recipe)
-    assert losses(whole) == losses(cut)
+    assert losses(whole) == losses(cut), "step 6 counts the samples of step 4 too, from before the kill"
+    samples = [(folder / "samples" / "rank0.tsv").read_text() for folder in (whole, cut)]
+    assert samples[0] == samples[1]
+    assert samples[0].count("\n") == 7 * 8
     rows = [(folder / "metrics.jsonl").read_text().count("\n") for folder in (whole, cut)]
     assert rows[0] == rows[1], "an interrupted run logs no step twice"
     for robot in ("ur5e", "bimanual_panda"):
@@ -102,9 +106,31 @@ def test_resume_equals_an_uninterrupted_run(
         assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+def test_resume_on_other_data_is_refused(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    recipe = make_recipe(str(tmp_path / "r"), train={"steps": 4, "batch_size": 8, "save_every": 1})
+    genuine = loop._check_finite
+
+    def die(output: object, ids: object, step: int) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+        genuine(output, ids, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "_check_finite", die)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(recipe)
+    monkeypatch.setattr(Mixture, "fingerprint", lambda mixture: "0" * 16)
+    with pytest.raises(ValueError, match="draws other samples than the one its state was saved from"):
+        loop.train(recipe)
+
+
 def test_nan_loss_stops_with_a_reason(make_recipe: Callable[..., Recipe], tmp_path: Path):
     train = {"steps": 20, "batch_size": 8, "optimizer": {"learning_rate": 1e30, "warmup_steps": 0}}
-    with pytest.raises(ValueError, match=r"the loss is .* at step \d+"):
+    message = (
+        r"the loss is .* at step \d+: \d of 8 samples of this process: \w+_fake episode train/\d step \d "
+    )
+    with pytest.raises(ValueError, match=message):
         loop.train(make_recipe(str(tmp_path / "r"), train=train))
 
 

@@ -1,9 +1,13 @@
-"""A torch DataLoader over a mixture: global step s of batch B is samples s*B .. (s+1)*B - 1, on any ranks."""
+"""A torch DataLoader over a mixture: global step s of batch B is samples s*B .. (s+1)*B - 1, on any ranks.
+
+Its `state_dict` is the number of the next sample and nothing else: the same on all ranks, for any number of
+workers, however far they have read ahead.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -22,34 +26,76 @@ class StepBatches(Dataset[Any]):
             raise ValueError(f"global batch {global_batch} does not divide among {world} processes")
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world} processes: wanted 0..{world - 1}")
-        self._mixture, self._collate = mixture, collate
-        self._batch, self._share, self._rank = global_batch, global_batch // world, rank
+        self.mixture, self.global_batch, self._collate = mixture, global_batch, collate
+        self._share, self._rank = global_batch // world, rank
 
     def numbers(self, step: int) -> range:
         """Sample numbers of this rank at a global step."""
-        first = step * self._batch + self._rank * self._share
+        first = step * self.global_batch + self._rank * self._share
         return range(first, first + self._share)
 
     def __getitem__(self, step: int) -> Any:
-        windows = [self._mixture.window(n) for n in self.numbers(step)]
+        windows = [self.mixture.window(n) for n in self.numbers(step)]
         return windows if self._collate is None else self._collate(windows)
 
 
 class _Steps:
-    """Global step numbers from `start`, `count` of them or without end."""
+    """Global step numbers from `start` up to, without, `end`, or without end."""
 
-    def __init__(self, start: int, count: int | None):
-        self._start, self._count = start, count
+    def __init__(self, start: int, end: int | None):
+        self.start, self.end = start, end
 
     def __iter__(self) -> Iterator[int]:
-        if self._count is None:
-            return itertools.count(self._start)
-        return iter(range(self._start, self._start + self._count))
+        return itertools.count(self.start) if self.end is None else iter(range(self.start, self.end))
 
     def __len__(self) -> int:
-        if self._count is None:
+        if self.end is None:
             raise TypeError("an endless loader has no length")
-        return self._count
+        return max(self.end - self.start, 0)
+
+
+class MixtureLoader(DataLoader[Any]):
+    """A DataLoader that can say and be told where it stands, as torchdata's StatefulDataLoader does.
+
+    Every `iter()` begins where the loader was made, or last told, to begin.
+    """
+
+    def __init__(self, batches: StepBatches, steps: _Steps, **options: Any):
+        super().__init__(batches, batch_size=None, sampler=steps, collate_fn=_as_is, **options)  # type: ignore[arg-type]
+        self._batches, self._steps = batches, steps
+        self._given = steps.start
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        self._given = self._steps.start
+        for item in super().__iter__():
+            self._given += 1
+            yield item
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number of the first sample not yet given out by the latest `iter()`, and of which mixture."""
+        return {
+            "sample": self._given * self._batches.global_batch,
+            "mixture": self._batches.mixture.fingerprint(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next `iter()` begin where `state` was taken; the last step stays what it was.
+
+        Raises:
+            ValueError: the state is of a mixture that draws other samples, or lies within a batch.
+        """
+        if state["mixture"] != self._batches.mixture.fingerprint():
+            raise ValueError(
+                "this loader's mixture draws other samples than the one its state was saved from: datasets, "
+                "episodes, weights or seed have changed; restore them, or start anew"
+            )
+        step, within = divmod(int(state["sample"]), self._batches.global_batch)
+        if within:
+            raise ValueError(
+                f"state at sample {state['sample']} is no whole number of batches of "
+                f"{self._batches.global_batch}; resume with the batch size it was saved with"
+            )
+        self._steps.start = self._given = step
 
 
 def _as_is(item: Any) -> Any:
@@ -67,7 +113,7 @@ def make_loader(
     num_workers: int = 0,
     collate: Collate | None = None,
     **options: Any,
-) -> DataLoader[Any]:
+) -> MixtureLoader:
     """Loader giving one item per global step: this rank's windows, or what `collate` makes of them.
 
     Args:
@@ -75,18 +121,12 @@ def make_loader(
         global_batch: samples per step over all ranks; a multiple of `world`.
         rank: of this process.
         world: number of processes.
-        start_step: first global step; resuming is starting where the run stopped.
+        start_step: first global step.
         steps: how many steps; None: endless.
         num_workers: reading processes; the order is the same for any number.
         collate: list of windows -> batch, run in the worker.
         options: passed on to `DataLoader` (prefetch_factor, multiprocessing_context, ...).
     """
     batches = StepBatches(mixture, global_batch, rank, world, collate)
-    return DataLoader(
-        batches,
-        batch_size=None,
-        sampler=_Steps(start_step, steps),  # type: ignore[arg-type]
-        num_workers=num_workers,
-        collate_fn=_as_is,
-        **options,
-    )
+    until = None if steps is None else start_step + steps
+    return MixtureLoader(batches, _Steps(start_step, until), num_workers=num_workers, **options)

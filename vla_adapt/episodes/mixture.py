@@ -1,11 +1,12 @@
 """Weighted mixture of datasets as a pure function of the sample number: no buffer, no state, resume anywhere.
 
-Sample n belongs to a dataset by weight (`interleave`), and to a step of it by a fresh permutation of all its
-steps in every epoch of that dataset (`permutation`), so each dataset is drawn without replacement.
+Sample n belongs to a dataset by weight (`interleave`), and to a step of it by a fresh order of all its steps
+in every epoch of that dataset (`draw_order`), so each dataset is drawn without replacement.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.episodes.draw_order import DrawOrder
 from vla_adapt.episodes.interleave import Interleave
-from vla_adapt.episodes.permutation import permuted
 from vla_adapt.episodes.source import Episode, EpisodeDataset
-from vla_adapt.episodes.windows import UnifiedMotion, Window, unify_motion, window
+from vla_adapt.episodes.windows import UnifiedMotion, Window, absent_cameras, unify_motion, window
+from vla_adapt.suggest import did_you_mean
 from vla_adapt.types import Layout
 
 # Converted episodes kept per process, counted in steps: about 0.4 kB each, so at most about 100 MB.
@@ -41,9 +43,15 @@ class Mixture:
         layout: of the unified vectors.
         cameras: which cameras to decode.
         proprio: put the robot's state into the windows.
+        episode_weights: for each dataset the weights [E] of its episodes, or None.
+        open_blocks: order in which few blocks of episodes are open at a time (see `block_order`); None:
+            every epoch is a permutation of the whole dataset.
+        optional_cameras: decoded too where a dataset has them, else masked (see `window`).
+        history: K, steps of observation per window (see `window`).
 
     Raises:
-        ValueError: a weight that is not positive, an empty dataset, a camera a dataset lacks.
+        ValueError: a weight that is not positive, an empty dataset, a camera a dataset lacks, an optional one
+            that all lack.
     """
 
     def __init__(
@@ -54,22 +62,31 @@ class Mixture:
         layout: Layout = "slots",
         cameras: Sequence[str] = ("primary",),
         proprio: bool = True,
+        episode_weights: Sequence[np.ndarray | None] | None = None,
+        open_blocks: int | None = None,
+        optional_cameras: Sequence[str] = (),
+        history: int = 1,
     ):
         self.datasets = [dataset for dataset, _ in parts]
         self.seed, self.horizon, self.cameras = seed, horizon, tuple(cameras)
         if horizon < 1:
             raise ValueError(f"horizon {horizon}: wanted at least 1 action per window")
+        if history < 1:
+            raise ValueError(f"history {history}: wanted at least 1 step of observation per window")
+        self.optional_cameras, self.history = tuple(optional_cameras), history
         self._kept: OrderedDict[tuple[int, int], tuple[Episode, UnifiedMotion]] = OrderedDict()
         self._kept_steps = 0
         self._interleave = Interleave([weight for _, weight in parts], seed)
-        self._ends = [np.cumsum(dataset.lengths) for dataset in self.datasets]
-        for dataset, ends in zip(self.datasets, self._ends, strict=True):
-            if not len(ends) or not ends[-1]:
+        self._weights = list(episode_weights or [None] * len(self.datasets))
+        self._orders = [
+            DrawOrder(dataset.lengths, weights, (seed, number), open_blocks)
+            for number, (dataset, weights) in enumerate(zip(self.datasets, self._weights, strict=True))
+        ]
+        self._open_blocks = open_blocks
+        for dataset, order in zip(self.datasets, self._orders, strict=True):
+            if not order.steps:
                 raise ValueError(f"{dataset.name}: no steps to draw from; leave it out of the mixture")
-            present = dataset[0].cameras
-            for camera in self.cameras:
-                if camera not in present:
-                    raise ValueError(f"{dataset.name}: no camera '{camera}'; it has {', '.join(present)}")
+        self._check_cameras()
         robots = [dataset.embodiment for dataset in self.datasets]
         self.action_unifiers = [ActionUnifier(robot, layout) for robot in robots]
         self.proprio_unifiers = [
@@ -84,17 +101,26 @@ class Mixture:
 
     @property
     def steps(self) -> list[int]:
-        """Number of steps of each dataset: its epoch."""
-        return [int(ends[-1]) for ends in self._ends]
+        """Number of steps of each dataset that can be drawn: its epoch."""
+        return [order.steps for order in self._orders]
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; mixtures that draw the same samples have the same.
+
+        It covers seed, shares and order, and name, lengths and episode weights of every dataset.
+        """
+        digest = hashlib.sha256(repr((self.seed, self._open_blocks)).encode())
+        digest.update(self._interleave.counts.tobytes())
+        for dataset, weights in zip(self.datasets, self._weights, strict=True):
+            digest.update(f"\n{dataset.name} {len(dataset)} ".encode())
+            digest.update(np.asarray(dataset.lengths, "<i8").tobytes())
+            digest.update(b"" if weights is None else np.asarray(weights, "<f8").tobytes())
+        return digest.hexdigest()[:16]
 
     def sample(self, n: int) -> Sample:
         """Where sample number `n` lies."""
         dataset, occurrence = self._interleave.turn(n)
-        ends = self._ends[dataset]
-        epoch, k = divmod(occurrence, int(ends[-1]))
-        row = permuted(k, int(ends[-1]), (self.seed, dataset, epoch))
-        episode = int(np.searchsorted(ends, row, side="right"))
-        return Sample(dataset, episode, row - (int(ends[episode - 1]) if episode else 0))
+        return Sample(dataset, *self._orders[dataset].at(occurrence))
 
     def window(self, n: int) -> Window:
         """The window of sample number `n`; `ids` also holds "sample": n."""
@@ -109,9 +135,22 @@ class Mixture:
             self.cameras,
             self.datasets[number].name,
             motion,
+            self.optional_cameras,
+            self.history,
         )
         cut["ids"]["sample"] = n
         return cut
+
+    def _check_cameras(self) -> None:
+        """By the first episode of every dataset, so that a run does not stop in its middle."""
+        present = [dataset[0].cameras for dataset in self.datasets]
+        for dataset, names in zip(self.datasets, present, strict=True):
+            absent_cameras(names, self.cameras, self.optional_cameras, dataset.embodiment, dataset.name)
+        there = sorted({name for names in present for name in names})
+        for camera in self.optional_cameras:
+            if camera not in there:
+                near = did_you_mean(camera, there)
+                raise ValueError(f"no dataset has the optional camera '{camera}'; {near}")
 
     def _episode(self, number: int, index: int) -> tuple[Episode, UnifiedMotion]:
         """An episode with its unified motion, kept while there is room (least recently used goes first)."""

@@ -1,42 +1,53 @@
-"""The first episodes of a dataset, as a dataset of its own."""
+"""Some episodes of a dataset, as a dataset of its own."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.source import Episode, EpisodeDataset
 
 
-class FirstEpisodes:
-    """View of the first `count` episodes of `dataset`; nothing is copied.
+class EpisodeSubset:
+    """View of the episodes `indices` of `dataset`, in that order; nothing is copied."""
 
-    Raises:
-        ValueError: the dataset holds fewer.
-    """
-
-    def __init__(self, dataset: EpisodeDataset, count: int):
-        if not 1 <= count <= len(dataset):
-            raise ValueError(f"{dataset.name}: asked for the first {count} episodes, it has {len(dataset)}")
-        self._dataset, self._count = dataset, count
+    def __init__(self, dataset: EpisodeDataset, indices: Sequence[int] | np.ndarray):
+        self.dataset = dataset
+        self.indices: Int64[np.ndarray, " E"] = np.asarray(indices, np.int64).reshape(-1)
 
     @property
     def name(self) -> str:
-        return self._dataset.name
+        return self.dataset.name
 
     @property
     def embodiment(self) -> Embodiment:
-        return self._dataset.embodiment
+        return self.dataset.embodiment
 
     @property
     def lengths(self) -> Int64[np.ndarray, " E"]:
-        return self._dataset.lengths[: self._count]
+        return self.dataset.lengths[self.indices]
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Episode:
-        if not 0 <= index < self._count:
-            raise IndexError(f"{self.name}: episode {index} of the first {self._count}")
-        return self._dataset[index]
+        return self.dataset[self._at(index)]
+
+    def episode_id(self, index: int) -> str:
+        return episode_facts.episode_id(self.dataset, self._at(index))
+
+    def instruction(self, index: int) -> str:
+        return episode_facts.instruction(self.dataset, self._at(index))
+
+    def metadata(self, index: int) -> Mapping[str, Any]:
+        return episode_facts.metadata(self.dataset, self._at(index))
+
+    def _at(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.name}: episode {index} of the {len(self)} chosen ones")
+        return int(self.indices[index])

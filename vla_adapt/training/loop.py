@@ -6,6 +6,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from vla_adapt.episodes.loader import make_loader
+from vla_adapt.episodes.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.launch import main_first, start_accelerator
 from vla_adapt.training.leave import leave_bundles
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
-from vla_adapt.training.resume import drop_resume_point, load_resume_point, save_resume_point
+from vla_adapt.training.resume import Resumed, drop_resume_point, load_resume_point, save_resume_point
 from vla_adapt.training.run_log import METRICS, RunLog
+from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
 
 DONE = "summary.json"
+
+Ids = dict[str, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
@@ -81,29 +85,74 @@ def _run_steps(accelerator: Accelerator, setting: Setting, folder: Path) -> None
             (folder / METRICS).write_text("")
         return
     optimizer, schedule = make_optimizer(recipe.train.optimizer, groups, recipe.train.steps)
-    done = load_resume_point(folder, recipe.to_text(), learner, optimizer, schedule)
+    point = load_resume_point(folder, recipe.training_text(), learner, optimizer, schedule)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    loader = make_loader(
-        setting.mixture, recipe.train.batch_size, accelerator.process_index, accelerator.num_processes,
-        start_step=done, steps=recipe.train.steps - done, num_workers=recipe.train.workers,
-        collate=partial(by_robot, setting.builder, list(setting.robots)),
-    )  # fmt: skip
+    loader = _loader(accelerator, setting, point)
     wrapped.train()
-    with RunLog(accelerator, setting, folder, done) as log:
-        for step, loaded in enumerate(loader, start=done):
+    with ExitStack() as open_logs:
+        log = open_logs.enter_context(RunLog(accelerator, setting, folder, point.step, point.sums))
+        samples = _sample_log(accelerator, recipe, folder, point.step)
+        if samples is not None:
+            open_logs.enter_context(samples)
+        for step, (loaded, ids) in enumerate(loader, start=point.step):
             torch.manual_seed(recipe.seed + step * accelerator.num_processes + accelerator.process_index)
             batches = {robot: batch.to(accelerator.device) for robot, batch in loaded.items()}
             with accelerator.autocast():
                 output = wrapped(batches)
-            _check_finite(output["loss"], batches, step)
+            _check_finite(output, ids, step)
             accelerator.backward(output["loss"])
             clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             log.step(step + 1, output, batches, float(schedule.get_last_lr()[0]))
-            if (step + 1) % recipe.train.save_every == 0 and accelerator.is_main_process:
-                save_resume_point(folder, step + 1, recipe.to_text(), learner, optimizer, schedule)
+            if samples is not None:
+                samples.step(step + 1, ids)
+            if (step + 1) % recipe.train.save_every == 0:
+                sums = log.sums()
+                if accelerator.is_main_process:
+                    save_resume_point(
+                        folder, step + 1, recipe.training_text(), learner, optimizer, schedule,
+                        loader.state_dict(), sums,
+                    )  # fmt: skip
+
+
+def _loader(accelerator: Accelerator, setting: Setting, point: Resumed) -> MixtureLoader:
+    """This process's share of the batches that are still to come.
+
+    Raises:
+        ValueError: the data is not what it was when the resume point was saved.
+    """
+    train = setting.recipe.train
+    loader = make_loader(
+        setting.mixture, train.batch_size, accelerator.process_index, accelerator.num_processes,
+        steps=train.steps, num_workers=train.workers,
+        collate=partial(with_ids, setting.builder, list(setting.robots)),
+    )  # fmt: skip
+    if point.differs:
+        accelerator.print(
+            f"the resume point is of another recipe ({', '.join(point.differs)}): starting anew"
+        )
+    if point.order is not None:
+        main_first(accelerator, partial(loader.load_state_dict, point.order))
+        accelerator.print(f"resuming after step {point.step}")
+    return loader
+
+
+def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: int) -> SampleLog | None:
+    if not recipe.train.log_samples:
+        return None
+    return SampleLog(folder, accelerator.process_index, accelerator.num_processes, done)
+
+
+def with_ids(
+    builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, PolicyBatch], Ids]:
+    """`by_robot` of the windows, and which samples each robot's rows are; runs in loader processes."""
+    ids: Ids = defaultdict(list)
+    for item in windows:
+        ids[item["robot"]].append(SampleId.of(item))
+    return by_robot(builder, robots, windows), dict(ids)
 
 
 def by_robot(
@@ -116,12 +165,17 @@ def by_robot(
     return {robot: builder.windows(rows[robot]) for robot in robots if robot in rows}
 
 
-def _check_finite(loss: torch.Tensor, batches: dict[str, PolicyBatch], step: int) -> None:
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {loss.item()} at step {step} (robots {', '.join(batches)}); lower the learning "
-            "rate or look at the data; the last resume point is untouched"
-        )
+def _check_finite(output: dict[str, torch.Tensor], ids: Ids, step: int) -> None:
+    if torch.isfinite(output["loss"]):
+        return
+    losses = {
+        robot: output[f"{robot}/loss"] + output.get(f"{robot}/auxiliary", torch.zeros(())).to(output["loss"])
+        for robot in ids
+    }
+    raise ValueError(
+        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids)}; lower the "
+        "learning rate or look at these samples; the last resume point is untouched"
+    )
 
 
 def _judge(setting: Setting, recipe: Recipe) -> list[OpenLoopResult]:
@@ -160,3 +214,5 @@ def _announce(accelerator: Accelerator, setting: Setting) -> None:
         episodes = sum(len(dataset) for dataset in robot.train)
         mine = trained.get(name, 0) + trained.get("shared", 0)
         accelerator.print(f"  {name:16s} {episodes} episodes, {steps} steps; {mine:,} parameters train")
+    for note in setting.notes:
+        accelerator.print(f"  {note}")

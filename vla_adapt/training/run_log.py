@@ -32,14 +32,24 @@ class RunLog:
         setting: of the run.
         folder: where the files go.
         done: steps an interrupted run had finished; what it logged after them is dropped.
+        sums: what it had summed up since it last logged, or None.
     """
 
-    def __init__(self, accelerator: Accelerator, setting: Setting, folder: Path, done: int) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        setting: Setting,
+        folder: Path,
+        done: int,
+        sums: torch.Tensor | None = None,
+    ) -> None:
         self._accelerator, self._train = accelerator, setting.recipe.train
         self._meter = Meter({name: robot.normalizers[0] for name, robot in setting.robots.items()})
         self._main = accelerator.is_main_process
         if not self._main:
             return
+        if sums is not None:
+            self._meter.sums.copy_(sums)
         _keep_until(folder / METRICS, done)
         self._file = (folder / METRICS).open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
@@ -70,13 +80,18 @@ class RunLog:
         """Account for finished step number `step` (from 1); every `log_every`-th and the last are written."""
         self._meter.add(output, batches)
         if step % self._train.log_every == 0 or step == self._train.steps:
-            sums = self._accelerator.reduce(self._meter.sums.to(self._accelerator.device), reduction="sum")
-            assert isinstance(sums, torch.Tensor)
+            sums = self.sums()
             self._meter.reset()
             if self._main:
                 self._write(step, self._meter.summary(sums), rate)
         if self._main:
             self._bar.update(self._task, completed=step)
+
+    def sums(self) -> torch.Tensor:
+        """What was summed up since the last logged step, over all processes; all of them must ask."""
+        sums = self._accelerator.reduce(self._meter.sums.to(self._accelerator.device), reduction="sum")
+        assert isinstance(sums, torch.Tensor)
+        return sums
 
     def _write(self, step: int, summary: dict[str, dict[str, float]], rate: float) -> None:
         for robot, metrics in summary.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,18 +14,18 @@ from vla_adapt.actions.normalize import Normalizer, Statistics
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.method import Full
-from vla_adapt.adaptation.robot_policy import ObservationConfig, RobotPolicy
+from vla_adapt.adaptation.robot_policy import RobotPolicy
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes import open_dataset
 from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics import robot_statistics
-from vla_adapt.episodes.subset import FirstEpisodes
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.heads import ActionHead, load_head, make_head
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
-from vla_adapt.recipe import Recipe, Source
+from vla_adapt.randomization.visual import Augmentation
+from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
 from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
 from vla_adapt.training.learner import Learner
@@ -48,7 +49,7 @@ class Robot:
 
 @dataclass
 class Setting:
-    """All that a run needs, on the CPU."""
+    """All that a run needs, on the CPU; `notes` say what of the data was left out."""
 
     recipe: Recipe
     robots: dict[str, Robot]
@@ -56,6 +57,7 @@ class Setting:
     learner: Learner
     builder: BatchBuilder
     base_fingerprint: str
+    notes: list[str]
 
     def policy(self, robot: str) -> RobotPolicy:
         """The policy of one robot as it stands."""
@@ -63,7 +65,7 @@ class Setting:
         return RobotPolicy(
             model=self.learner.model, head=self.learner.heads[robot], embodiment=mine.embodiment,  # type: ignore[arg-type]
             action_statistics=mine.action, proprio_statistics=mine.proprio, adapted=self.learner.adapted,
-            observation=ObservationConfig(camera=self.recipe.policy.camera, blind=self.recipe.policy.blind),
+            observation=self.recipe.observation,
         )  # fmt: skip
 
 
@@ -74,8 +76,9 @@ def prepare(recipe: Recipe) -> Setting:
         ValueError: anything of the recipe that does not fit what is there.
     """
     torch.manual_seed(recipe.seed)
-    datasets = [_train_part(source) for source in recipe.mixture]
-    robots = _robots(recipe, datasets)
+    data = open_mixture(recipe.mixture_spec)
+    datasets = [part.train for part in data.parts]
+    robots = _robots(data)
     model = _base(recipe)
     heads = _heads(recipe, model, list(robots))
     adapted = recipe.adaptation.kind == "lora"
@@ -83,47 +86,37 @@ def prepare(recipe: Recipe) -> Setting:
     for head in heads.values():
         head.requires_grad_(recipe.adaptation.kind != "none")
     learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets))
-    mixture = Mixture(
-        [(dataset, source.weight) for dataset, source in zip(datasets, recipe.mixture, strict=True)],
-        seed=recipe.seed,
-        horizon=recipe.policy.head.horizon,
-        cameras=(recipe.policy.camera,),
-    )
+    mixture = data.draw(recipe.seed, recipe.policy.head.horizon, cameras=(recipe.policy.camera,))
     builder = BatchBuilder.from_pretrained(
         model.source,
         {name: robot.normalizers for name, robot in robots.items()},
         blind=recipe.policy.blind,
         image_key=recipe.policy.camera,
+        view=recipe.observation.view,
+        augment=_augmentation(recipe),
     )
-    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint)
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes)
 
 
-def _open(source: Source, split: str) -> EpisodeDataset:
-    return open_dataset(Path(source.path).expanduser(), embodiment=source.embodiment, split=split)
+def _augmentation(recipe: Recipe) -> Augmentation | None:
+    if not recipe.augmentation.enabled:
+        return None
+    if recipe.policy.blind:
+        warnings.warn("policy.blind zeroes all pixels, so augmentation has no effect", stacklevel=2)
+        return None
+    return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
 
 
-def _train_part(source: Source) -> EpisodeDataset:
-    dataset = _open(source, source.split)
-    return FirstEpisodes(dataset, source.episodes) if source.episodes else dataset
-
-
-def _held_out_part(source: Source) -> EpisodeDataset:
-    try:
-        return _open(source, source.held_out_split)
-    except ValueError as error:
-        raise ValueError(f"held_out_split: {error}; an empty one holds nothing out") from None
-
-
-def _robots(recipe: Recipe, datasets: list[EpisodeDataset]) -> dict[str, Robot]:
+def _robots(data: OpenedMixture) -> dict[str, Robot]:
     robots: dict[str, Robot] = {}
-    measured = robot_statistics(datasets)
+    measured = robot_statistics([part.train for part in data.parts])
     for name, statistics in measured.items():
-        pairs = zip(recipe.mixture, datasets, strict=True)
-        sources, mine = zip(*[pair for pair in pairs if pair[1].embodiment.name == name], strict=True)
+        mine = [part for part in data.parts if part.train.embodiment.name == name]
+        train = [part.train for part in mine]
         if statistics.proprio is None:
-            raise ValueError(f"{mine[0].name}: no recorded state; a policy of '{name}' needs one")
-        held_out = [_held_out_part(source) for source in sources if source.held_out_split]
-        robots[name] = Robot(mine[0].embodiment, list(mine), held_out, statistics.action, statistics.proprio)
+            raise ValueError(f"{train[0].name}: no recorded state; a policy of '{name}' needs one")
+        held_out = [part.held_out for part in mine if part.held_out is not None]
+        robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
     return robots
 
 

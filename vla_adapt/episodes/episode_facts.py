@@ -1,0 +1,34 @@
+"""What is known of an episode without reading its numbers: its name, its instruction, its metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from vla_adapt.episodes.source import EpisodeDataset
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A dataset that tells these cheaply; of any other the whole episode is opened."""
+
+    def episode_id(self, index: int) -> str: ...
+
+    def instruction(self, index: int) -> str: ...
+
+    def metadata(self, index: int) -> Mapping[str, Any]: ...
+
+
+def episode_id(dataset: EpisodeDataset, index: int) -> str:
+    """Stable name of an episode within its dataset."""
+    return dataset.episode_id(index) if isinstance(dataset, Described) else dataset[index].episode_id
+
+
+def instruction(dataset: EpisodeDataset, index: int) -> str:
+    """Task of an episode in words."""
+    return dataset.instruction(index) if isinstance(dataset, Described) else dataset[index].instruction
+
+
+def metadata(dataset: EpisodeDataset, index: int) -> Mapping[str, Any]:
+    """Facts about an episode as a whole: seed, success, source file, ..."""
+    return dataset.metadata(index) if isinstance(dataset, Described) else dataset[index].metadata

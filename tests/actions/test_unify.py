@@ -42,7 +42,9 @@ action: [{name: position, slots: right_ee_position_delta, unit: m, frame: tool}]
 cameras: {primary: {}}
 """)
 
-CASES: list[tuple[str, VectorKind]] = [(name, kind) for name in ROBOTS for kind in ("action", "proprio")]
+CASES: list[tuple[str, VectorKind]] = [
+    (name, kind) for name in ROBOTS for kind in ("action", "proprio") if ROBOTS[name].components(kind)
+]
 LAYOUTS: list[Layout] = ["slots", "padded"]
 
 
@@ -284,3 +286,17 @@ def test_robot_without_proprio_gives_an_empty_mask() -> None:
     assert values.shape == (4, NUM_SLOTS)
     assert not mask.any()
     assert unifier.to_robot(values).shape == (4, 0)
+
+
+@pytest.mark.parametrize(("layout", "gone"), [("slots", [3, 4, 5, 6]), ("padded", [3, 4, 5, 6])])
+def test_mask_without_what_a_dataset_does_not_record(layout: Layout, gone: list[int]) -> None:
+    unifier = ActionUnifier(Embodiment.load("google_robot"), layout)
+    mask = unifier.mask_without(("rotation", "gripper"))
+    assert np.flatnonzero(unifier.mask & ~mask).tolist() == gone
+    assert not (mask & ~unifier.mask).any()
+    assert unifier.mask_without(()).tolist() == unifier.mask.tolist()
+
+
+def test_mask_without_a_component_beyond_its_native_order() -> None:
+    mask = ActionUnifier(Embodiment.load("aloha")).mask_without(("right_joints",))
+    assert np.flatnonzero(mask).tolist() == [6, 20, 21, 22, 23, 24, 25, 26]

@@ -60,6 +60,9 @@ def _json_of(tree) -> dict:
 
 
 def test_unknown_feature_is_named() -> None:
-    tree = {"featuresDict": {"features": {"sound": {"pythonClassName": "x.Audio", "audio": {}}}}}
-    with pytest.raises(ValueError, match=r"field 'sound' is a x\.Audio, not known here"):
+    tree = {"featuresDict": {"features": {"smell": {"pythonClassName": "x.Smell", "jsonFeature": {}}}}}
+    with pytest.raises(ValueError, match=r"field 'smell' is a x\.Smell, not known here"):
+        parse_features(tree)
+    tree = {"featuresDict": {"features": {"a": {"tensor": {"dtype": "float8", "shape": {}}}}}}
+    with pytest.raises(ValueError, match=r"field 'a' has dtype 'float8', not known here"):
         parse_features(tree)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -52,6 +54,74 @@ def test_wide_pixels() -> None:
     millimeters = np.arange(30, dtype=np.uint16).reshape(5, 6) * 2000
     leaf = LeafSpec(Kind.IMAGE, (5, 6, 1), "uint16", "png")
     np.testing.assert_array_equal(decode_image(png(millimeters), leaf)[..., 0], millimeters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_png_equals_tensorflow(channels: int, dtype: str) -> None:
+    """Also where the file has other bits a channel than the schema says."""
+    tf = pytest.importorskip("tensorflow")
+    leaf = LeafSpec(Kind.IMAGE, (40, 60, channels), dtype, "png")
+    pixels = picture(channels)
+    for stored in (pixels, pixels.astype(np.uint16) * 250 + 3):
+        data = tf.io.encode_png(stored).numpy()
+        wanted = tf.io.decode_image(data, channels=channels, dtype=dtype).numpy()
+        got = decode_image(data, leaf)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, wanted)
+
+
+def wide_png(pixels: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, written by hand."""
+    height, width, channels = pixels.shape
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    )
+    out = b"\x89PNG\r\n\x1a\n"
+    for name, body in chunks:
+        out += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return out
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_kept(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (5, 7, channels), dtype=np.uint16)
+    leaf = LeafSpec(Kind.IMAGE, (5, 7, channels), "uint16", "png")
+    np.testing.assert_array_equal(decode_image(wide_png(pixels), leaf), pixels)
+    with pytest.raises(ValueError, match="image cannot be decoded"):
+        decode_image(wide_png(pixels)[:40], leaf)
+
+
+def test_channels_as_stored_when_the_schema_leaves_them_open() -> None:
+    leaf = LeafSpec(Kind.IMAGE, (-1, -1, -1), "uint8", "")
+    assert decode_image(png(picture(4)), leaf).shape == (40, 60, 4)
+    assert decode_image(simplejpeg.encode_jpeg(picture(), 90, "RGB"), leaf).shape == (40, 60, 3)
+    assert decode_image(simplejpeg.encode_jpeg(picture(1), 90, "GRAY"), leaf).shape == (40, 60, 1)
+
+
+@pytest.mark.parametrize(
+    ("smallest", "wanted"), [(40, (40, 60)), (29, (30, 45)), (20, (20, 30)), (1, (5, 8))]
+)
+def test_reduced_scale_is_the_smallest_that_is_large_enough(smallest: int, wanted: tuple[int, int]) -> None:
+    """40 x 60 at 8/8, 6/8, 4/8 and 1/8."""
+    data = simplejpeg.encode_jpeg(picture(), 95, "RGB")
+    small = decode_image(data, RGB, smallest)
+    assert small.shape == (*wanted, 3)
+    resized = np.asarray(Image.fromarray(decode_image(data, RGB)).resize(wanted[::-1], Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - resized).mean() < 20
+
+
+def test_reduced_scale_never_enlarges_and_leaves_png_alone() -> None:
+    data = simplejpeg.encode_jpeg(picture(), 95, "RGB")
+    np.testing.assert_array_equal(decode_image(data, RGB, 500), decode_image(data, RGB))
+    np.testing.assert_array_equal(decode_image(png(picture()), RGB, 10), picture())
+    with pytest.raises(ValueError, match=r"image is \[40, 60\], the schema says \[64, 64, 3\]"):
+        decode_image(data, LeafSpec(Kind.IMAGE, (64, 64, 3), "uint8", "jpeg"), 10)
 
 
 def test_refusals() -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import json
 import multiprocessing
 import pickle
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
+from PIL import Image
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import DatasetEntry, EpisodeData, open_dataset
 from vla_adapt.episodes.example_proto import bytes_offsets, encode_example, read_numbers, scan_example
 from vla_adapt.episodes.mapped import MappedDataset
+from vla_adapt.episodes.rlds import RldsStore
+from vla_adapt.episodes.shards import RldsFolder
 from vla_adapt.episodes.tfrecord import frame, read_records
 
 ALL_CAMERAS = {f"camera_{i}": f"observation/image_{i}" for i in range(4)}
@@ -198,3 +205,125 @@ def test_several_fields_make_one_action(written: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(episode.action[:, :6], np.concatenate([pose, pose], axis=1))
     assert episode.action[-1, 6] == 1.0
     assert episode.state is None
+
+
+def tensor(dtype: str, *shape: int, encoding: str = "none", **more: object) -> dict[str, object]:
+    dimensions = {"dimensions": [str(size) for size in shape]}
+    return {"tensor": {"shape": dimensions, "dtype": dtype, "encoding": encoding, **more}}
+
+
+def sequence(feature: dict[str, object]) -> dict[str, object]:
+    return {"sequence": {"feature": feature, "length": "-1"}}
+
+
+def features_dict(**features: object) -> dict[str, object]:
+    return {"featuresDict": {"features": features}}
+
+
+def gray_png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((2, 3), value, np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def rich(tmp_path: Path) -> RldsStore:
+    """Two episodes of two and one steps with ragged, encoded and episode-level fields, laid out by hand."""
+    image = {"image": {"shape": {"dimensions": ["2", "3", "1"]}, "dtype": "uint8", "encodingFormat": "png"}}
+    tree = features_dict(
+        steps=sequence(
+            features_dict(
+                boxes=sequence(tensor("float32", 4)),
+                words=tensor("string", 2),
+                views=sequence(image),
+                state=tensor("float64", 2, encoding="zlib"),
+                action=tensor("float32", 1),
+            )
+        ),
+        episode_metadata=features_dict(
+            tags=sequence({"text": {}}), cover=image, seed=tensor("int64", optional=True), name={"text": {}}
+        ),
+        table=tensor("float32", 100),
+    )
+    common = {"table": np.arange(100, dtype=np.float32), "episode_metadata/cover": [gray_png(9)]}
+    first = {
+        "steps/boxes/ragged_flat_values": np.arange(12, dtype=np.float32),
+        "steps/boxes/ragged_row_lengths_0": np.array([1, 2]),
+        "steps/words": [b"a", b"b", b"c", b"d"],
+        "steps/views/ragged_flat_values": [gray_png(1), gray_png(2), gray_png(3)],
+        "steps/views/ragged_row_lengths_0": np.array([2, 1]),
+        "steps/state": [zlib.compress(np.array(row).tobytes()) for row in ([0.1, 0.2], [0.3, 1e-300])],
+        "steps/action": np.array([5, 6], np.float32),
+        "episode_metadata/tags": [b"x", b"y"],
+        "episode_metadata/seed": np.array([41]),
+        "episode_metadata/name": [b"one"],
+    }
+    second = {
+        "steps/boxes/ragged_flat_values": np.zeros(0, np.float32),
+        "steps/boxes/ragged_row_lengths_0": np.array([0]),
+        "steps/words": [b"e", b"f"],
+        "steps/views/ragged_flat_values": [],
+        "steps/views/ragged_row_lengths_0": np.array([0]),
+        "steps/state": [zlib.compress(np.array([3.0, 4.0]).tobytes())],
+        "steps/action": np.array([7], np.float32),
+        "episode_metadata/name": [b"two"],
+    }
+    folder = tmp_path / "rich" / "1.0.0"
+    folder.mkdir(parents=True)
+    records = b"".join(frame(encode_example({**common, **episode})) for episode in (first, second))
+    (folder / "rich-train.tfrecord-00000-of-00001").write_bytes(records)
+    (folder / "features.json").write_text(json.dumps(tree))
+    info = {"name": "rich", "splits": [{"name": "train", "shardLengths": ["2"]}]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    return RldsStore.open(RldsFolder.open(folder), "train")
+
+
+def test_ragged_and_encoded_step_fields(rich: RldsStore) -> None:
+    assert rich.lengths.tolist() == [2, 1]
+    assert [len(boxes) for boxes in rich.numbers("boxes", 0)] == [1, 2]
+    assert rich.numbers("boxes", 0)[1].tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert rich.numbers("boxes", 1)[0].shape == (0, 4)
+    assert [list(words) for words in rich.texts("words", 0)] == [["a", "b"], ["c", "d"]]
+    assert [view[0, 0, 0] for view in rich.images("views", 0, 0)] == [1, 2]
+    assert rich.images("views", 1, 0) == []
+    assert rich.column("state").tolist() == [[0.1, 0.2], [0.3, 1e-300], [3.0, 4.0]]
+    assert rich.numbers("action", 1).tolist() == [[7.0]]
+
+
+def test_episode_level_fields(rich: RldsStore) -> None:
+    facts = rich.metadata(0)
+    assert sorted(facts) == ["cover", "name", "seed", "table", "tags"]
+    assert (facts["name"], list(facts["tags"]), facts["seed"]) == ("one", ["x", "y"], 41)
+    assert facts["cover"].tolist() == [[[9]] * 3] * 2
+    assert facts["table"] == list(range(100))
+    later = rich.metadata(1)
+    assert (later["name"], list(later["tags"]), later["seed"]) == ("two", [], None)
+
+
+def test_store_refusals(rich: RldsStore) -> None:
+    with pytest.raises(ValueError, match=r"rich: no field 'wrods'; did you mean 'words'\?"):
+        rich.texts("wrods", 0)
+    with pytest.raises(ValueError, match=r"rich: field 'words' is ragged string.*, wanted number"):
+        rich.numbers("words", 0)
+    with pytest.raises(ValueError, match="field 'views' holds several images a step; read it by images"):
+        rich.image("views", 0, 0)
+    with pytest.raises(ValueError, match=r"field 'boxes' is ragged float32.*, wanted numbers of one size"):
+        rich.column("boxes")
+    with pytest.raises(ValueError, match=r"00000-of-00001 episode train/1: step 1 asked, it has 1"):
+        rich.images("views", 1, 1)
+
+
+def test_encoded_images_are_the_stored_bytes(written: Path) -> None:
+    dataset = open_dataset(written)
+    store = dataset.store
+    assert isinstance(store, RldsStore)
+    data = store.encoded_image("observation/wrist", 2, 1)
+    assert data[:2] == b"\xff\xd8"
+    np.testing.assert_array_equal(simplejpeg.decode_jpeg(data, fastdct=True), dataset[2].image(1, "wrist"))
+    with pytest.raises(ValueError, match="step 3 asked, it has 3"):
+        store.encoded_image("observation/wrist", 2, 3)
+
+
+def test_reduced_scale_is_opt_in(written: Path) -> None:
+    assert open_dataset(written)[0].image(0).shape == (32, 32, 3)
+    assert open_dataset(written, image_scale=15)[0].image(0).shape == (16, 16, 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 
 import pytest
@@ -59,9 +58,3 @@ def test_flipped_length_is_always_found(two_records: Path) -> None:
     two_records.write_bytes(data)
     with pytest.raises(ValueError, match=r"record 0 at byte 0: CRC of the length is wrong"):
         list(read_records(two_records, verify_crc=False))
-
-
-def test_gzip_is_named(two_records: Path) -> None:
-    two_records.write_bytes(gzip.compress(two_records.read_bytes()))
-    with pytest.raises(ValueError, match="gzip-compressed"):
-        list(read_records(two_records))

@@ -16,6 +16,7 @@ BYTES, FLOAT, INT64 = 1, 2, 3
 KIND_NAMES = {BYTES: "bytes", FLOAT: "float", INT64: "int64"}
 
 Values = Sequence[bytes] | np.ndarray
+Buffer = bytes | bytearray | memoryview
 
 
 class Span(NamedTuple):
@@ -42,7 +43,7 @@ def encode_example(features: Mapping[str, Values]) -> bytes:
     return _field(1, b"".join(entries))
 
 
-def scan_example(record: bytes | memoryview) -> dict[str, Span]:
+def scan_example(record: Buffer) -> dict[str, Span]:
     """Find every feature's value list in a serialized `tf.train.Example`.
 
     Raises:
@@ -61,15 +62,36 @@ def scan_example(record: bytes | memoryview) -> dict[str, Span]:
     return spans
 
 
-def bytes_offsets(record: bytes | memoryview, span: Span) -> list[tuple[int, int]]:
-    """(offset, length) of every string of a BytesList, offsets from the start of the record."""
-    return [(start, end - start) for _, start, end in _fields(record, span.start, span.end)]
+def bytes_offsets(record: Buffer, span: Span) -> list[tuple[int, int]]:
+    """(offset, length) of every string of a BytesList, offsets from the start of the record.
+
+    Raises:
+        ValueError: the bytes are not a BytesList.
+    """
+    # The hottest loop of indexing, so apart from `_fields`: only tag 1, lengths of one or two bytes first.
+    found, position, end = [], span.start, span.end
+    try:
+        while position < end:
+            tag, size = record[position], record[position + 1]
+            position += 2
+            if size & 0x80:
+                size = size & 0x7F | record[position] << 7
+                position += 1
+                if size & 0x4000:
+                    size, position = _long_varint(record, size & 0x3FFF, position)
+            if tag != 0x0A or position + size > end:
+                raise ValueError(f"record is not a tf.train.Example (list at byte {position} is broken)")
+            found.append((position, size))
+            position += size
+    except IndexError as error:
+        raise ValueError(f"record is not a tf.train.Example ({error})") from None
+    return found
 
 
-def read_numbers(record: bytes | memoryview, span: Span) -> np.ndarray:
+def read_numbers(record: Buffer, span: Span) -> np.ndarray:
     """Values of a FloatList (float32) or Int64List (int64), packed or not."""
     raw = memoryview(record)[span.start : span.end]
-    if not raw:
+    if not len(raw):
         return np.zeros(0, np.float32 if span.kind == FLOAT else np.int64)
     if span.kind == FLOAT and raw[0] == 0x0D and len(raw) % 5 == 0:
         rows = np.frombuffer(raw, np.uint8).reshape(-1, 5)
@@ -82,7 +104,7 @@ def read_numbers(record: bytes | memoryview, span: Span) -> np.ndarray:
     return np.frombuffer(data, "<f4") if span.kind == FLOAT else _varints(data)
 
 
-def _scan_entry(record: bytes | memoryview, start: int, end: int) -> tuple[str, Span]:
+def _scan_entry(record: Buffer, start: int, end: int) -> tuple[str, Span]:
     key, span = "", Span(BYTES, start, start)
     for number, field_start, field_end in _fields(record, start, end):
         if number == 1:
@@ -93,7 +115,7 @@ def _scan_entry(record: bytes | memoryview, start: int, end: int) -> tuple[str, 
     return key, span
 
 
-def _fields(record: bytes | memoryview, position: int, end: int) -> list[tuple[int, int, int]]:
+def _fields(record: Buffer, position: int, end: int) -> list[tuple[int, int, int]]:
     """(field number, start, end) of the length-delimited and fixed32 fields in record[position:end]."""
     found = []
     while position < end:
@@ -121,6 +143,18 @@ def _fields(record: bytes | memoryview, position: int, end: int) -> list[tuple[i
         found.append((tag >> 3, position, position + size))
         position += size
     return found
+
+
+def _long_varint(record: Buffer, value: int, position: int) -> tuple[int, int]:
+    """Go on with a varint whose first two bytes gave `value`; returns it and the position after it."""
+    shift = 14
+    while True:
+        byte = record[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            return value, position
 
 
 def _encode_feature(values: Values) -> bytes:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 _CORE = "tensorflow_datasets.core.features"
 STEPS = "steps/"
+COMPRESSED = ("bytes", "zlib")
 
 
 class Kind(enum.Enum):
-    """What a leaf feature holds."""
+    """What a leaf feature holds: one fixed-size value a step, or (RAGGED) any number of them."""
 
     IMAGE = "image"
     TEXT = "text"
@@ -25,12 +28,35 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True)
 class LeafSpec:
-    """One leaf of the schema: kind, shape of one value (-1: unknown size), dtype name, image encoding."""
+    """One leaf of the schema.
+
+    Attributes:
+        kind: what one step (or the episode, for an episode-level leaf) holds.
+        shape: of one value, -1: unknown size. For RAGGED, of one innermost item.
+        dtype: tfds' dtype name; "string" for text.
+        encoding: of an image "jpeg" or "png", of numbers "" or how their bytes are stored: "bytes", "zlib".
+        levels: sequences around an item inside a step (or inside the episode).
+        item: what a RAGGED leaf holds.
+        optional: a record may lack it.
+    """
 
     kind: Kind
     shape: tuple[int, ...] = ()
     dtype: str = "string"
     encoding: str = ""
+    levels: int = 0
+    item: Kind | None = None
+    optional: bool = False
+
+    @property
+    def holds(self) -> Kind:
+        """IMAGE, TEXT or NUMBER, also for ragged leaves."""
+        return self.item or self.kind
+
+    @property
+    def stores_shape(self) -> bool:
+        """Whether every value's shape is stored beside it: several unknown sizes."""
+        return self.holds is Kind.NUMBER and self.encoding in COMPRESSED and self.shape.count(-1) > 1
 
     def __str__(self) -> str:
         return f"{self.kind.value} {self.dtype}{list(self.shape)}"
@@ -58,10 +84,10 @@ def parse_features(tree: Mapping[str, Any]) -> dict[str, LeafSpec]:
     """Flat leaves of a `features.json` tree.
 
     Raises:
-        ValueError: a feature kind that is not known.
+        ValueError: a feature kind or dtype that is not known; names the field.
     """
     leaves: dict[str, LeafSpec] = {}
-    _parse(tree, "", False, leaves)
+    _parse(tree, "", 0, leaves)
     return leaves
 
 
@@ -86,6 +112,7 @@ def _encode_leaf(leaf: LeafSpec) -> dict[str, Any]:
         image = {"shape": shape, "dtype": leaf.dtype, "encodingFormat": leaf.encoding}
         return {"pythonClassName": f"{_CORE}.image_feature.Image", "image": image}
     assert leaf.kind is Kind.NUMBER
+    assert not leaf.encoding
     python_class = "tensor_feature.Tensor" if leaf.shape else "scalar.Scalar"
     return {
         "pythonClassName": f"{_CORE}.{python_class}",
@@ -93,36 +120,71 @@ def _encode_leaf(leaf: LeafSpec) -> dict[str, Any]:
     }
 
 
-def _parse(node: Mapping[str, Any], path: str, inside_sequence: bool, leaves: dict[str, LeafSpec]) -> None:
+def _parse(node: Mapping[str, Any], path: str, levels: int, leaves: dict[str, LeafSpec]) -> None:
+    """Add the leaves of `node`, which lies at `path` inside `levels` sequences (not counting the steps)."""
     if "featuresDict" in node:
-        for key, child in node["featuresDict"]["features"].items():
-            _parse(child, f"{path}/{key}" if path else key, inside_sequence, leaves)
+        for key, child in node["featuresDict"].get("features", {}).items():
+            _parse(child, f"{path}/{key}" if path else key, levels, leaves)
+    elif "translation" in node:
+        for language in node["translation"].get("languages", []):
+            leaves[f"{path}/{language}"] = _leaf({"text": {}}, path, levels)
     elif "sequence" in node:
-        if inside_sequence:
-            leaves[path] = LeafSpec(Kind.RAGGED)
-        else:
-            _parse(node["sequence"]["feature"], path, True, leaves)
-    elif "image" in node:
-        image = node["image"]
-        encoding = image.get("encodingFormat", "")
-        leaves[path] = LeafSpec(Kind.IMAGE, _shape(image), image.get("dtype", "uint8"), encoding)
-    elif "text" in node:
-        leaves[path] = LeafSpec(Kind.TEXT)
-    elif "tensor" in node:
-        dtype = node["tensor"]["dtype"]
-        shape = _shape(node["tensor"])
-        kind = Kind.NUMBER
-        if dtype == "string":
-            kind = Kind.TEXT if not shape else Kind.RAGGED
-        elif -1 in shape or node["tensor"].get("encoding", "none") not in ("none", ""):
-            kind = Kind.RAGGED
-        leaves[path] = LeafSpec(kind, shape, dtype)
-    elif "classLabel" in node:
-        leaves[path] = LeafSpec(Kind.NUMBER, (), "int64")
-    elif "boundingBox" in node or "bbox" in str(node.get("pythonClassName", "")).lower():
-        leaves[path] = LeafSpec(Kind.NUMBER, (4,), "float32")
+        inner = levels if f"{path}/" == STEPS else levels + 1
+        _parse(node["sequence"]["feature"], path, inner, leaves)
     else:
-        raise ValueError(f"features.json: field '{path}' is a {node.get('pythonClassName')}, not known here")
+        leaves[path] = _leaf(node, path, levels)
+
+
+def _leaf(node: Mapping[str, Any], path: str, levels: int) -> LeafSpec:
+    """The spec of a leaf node inside `levels` sequences."""
+    if "video" in node:  # stored as a sequence of images
+        video = _image(node["video"])
+        return _ragged(replace(video, shape=video.shape[1:]), levels + 1)
+    leaf = _plain_leaf(node, path)
+    unknown = -1 in leaf.shape and leaf.kind is not Kind.IMAGE
+    several_texts = leaf.kind is Kind.TEXT and leaf.shape != ()
+    return _ragged(leaf, levels) if levels or unknown or several_texts else leaf
+
+
+def _ragged(leaf: LeafSpec, levels: int) -> LeafSpec:
+    return replace(leaf, kind=Kind.RAGGED, item=leaf.kind, levels=levels)
+
+
+def _plain_leaf(node: Mapping[str, Any], path: str) -> LeafSpec:
+    if "image" in node:
+        return _image(node["image"])
+    if "text" in node:
+        return LeafSpec(Kind.TEXT)
+    if "tensor" in node:
+        return _tensor(node["tensor"], path)
+    if "audio" in node and not node["audio"].get("lazyDecode"):
+        return _tensor(node["audio"], path)
+    if "classLabel" in node:
+        return LeafSpec(Kind.NUMBER, (), "int64")
+    if "boundingBox" in node or "bbox" in str(node.get("pythonClassName", "")).lower():
+        return LeafSpec(Kind.NUMBER, (4,), "float32")
+    raise ValueError(f"features.json: field '{path}' is a {node.get('pythonClassName')}, not known here")
+
+
+def _image(node: Mapping[str, Any]) -> LeafSpec:
+    return LeafSpec(Kind.IMAGE, _shape(node), node.get("dtype", "uint8"), node.get("encodingFormat", ""))
+
+
+def _tensor(node: Mapping[str, Any], path: str) -> LeafSpec:
+    dtype, optional = node.get("dtype", ""), bool(node.get("optional", False))
+    if dtype == "string":
+        return LeafSpec(Kind.TEXT, _shape(node), optional=optional)
+    encoding = node.get("encoding", "none")
+    encoding = "" if encoding == "none" else encoding
+    if encoding not in ("", *COMPRESSED):
+        raise ValueError(f"features.json: field '{path}' has encoding '{encoding}', not known here")
+    try:
+        known = dtype == "bfloat16" or np.dtype(dtype).kind in "biufc"
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"features.json: field '{path}' has dtype '{dtype}', not known here")
+    return LeafSpec(Kind.NUMBER, _shape(node), dtype, encoding, optional=optional)
 
 
 def _shape(node: Mapping[str, Any]) -> tuple[int, ...]:

@@ -3,25 +3,58 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vla_adapt.episodes.byte_source import ShardFile, is_url
 from vla_adapt.episodes.feature_spec import LeafSpec, parse_features
+from vla_adapt.episodes.remote_folder import RemoteFolder
+from vla_adapt.episodes.version_folder import find_version_folder
 from vla_adapt.suggest import did_you_mean
+
+DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
 @dataclass(frozen=True)
 class RldsFolder:
-    """A dataset version folder: its name, schema and splits (split -> [(shard file, number of episodes)])."""
+    """A dataset version folder.
+
+    Attributes:
+        path: local folder of its JSON files; of a remote dataset, copies of them in the cache.
+        name: of the dataset.
+        leaves: its schema.
+        splits: split -> [(shard file relative to the folder, number of episodes)].
+        payload_bytes: split -> bytes of its records, where the dataset says.
+        remote: where the shards are, when not in `path`.
+    """
 
     path: Path
     name: str
     leaves: dict[str, LeafSpec]
-    splits: dict[str, list[tuple[Path, int]]]
+    splits: dict[str, list[tuple[str, int]]]
+    payload_bytes: dict[str, int] = field(default_factory=dict)
+    remote: RemoteFolder | None = None
 
     @classmethod
-    def read(cls, path: Path) -> RldsFolder:
+    def open(cls, path: str | Path, cache_dir: str | Path | None = None) -> RldsFolder:
+        """Find and read a version folder, local or on any fsspec filesystem ("gs://bucket/dataset").
+
+        Args:
+            path: the version folder, or one with a single version folder below it.
+            cache_dir: where copies of a remote folder's JSON files go; default: the user's cache.
+
+        Raises:
+            ValueError: none or several found, or not readable.
+        """
+        if not is_url(path):
+            return cls.read(find_version_folder(Path(path)))
+        remote = RemoteFolder.find(str(path), cache_dir)
+        return cls.read(remote.mirror, remote)
+
+    @classmethod
+    def read(cls, path: Path, remote: RemoteFolder | None = None) -> RldsFolder:
         """Read the two JSON files of a version folder.
 
         Raises:
@@ -32,41 +65,79 @@ class RldsFolder:
         if file_format != "tfrecord":
             raise ValueError(f"{path}: file format '{file_format}', wanted tfrecord; rewrite it with tfds")
         name = info.get("name") or path.parent.name
-        splits = {split["name"]: _shards(path, name, split) for split in info.get("splits", [])}
-        return cls(path, name, parse_features(features), splits)
+        splits = {split["name"]: split for split in info.get("splits", [])}
+        files = {key: shard_names(name, split, path) for key, split in splits.items()}
+        sizes = {key: int(split["numBytes"]) for key, split in splits.items() if "numBytes" in split}
+        return cls(path, name, parse_features(features), files, sizes, remote)
 
-    def shards(self, split: str) -> list[tuple[Path, int]]:
-        """Shard files of `split` with their episode counts.
+    @property
+    def origin(self) -> str:
+        """The folder as a user knows it: its path or URL."""
+        return self.remote.url if self.remote else str(self.path)
+
+    def shards(self, split: str) -> list[ShardFile]:
+        """Shard files of `split` as they are now, missing ones with size None.
 
         Raises:
-            ValueError: unknown or empty split, or a shard file that is not there.
+            ValueError: unknown or empty split.
         """
         if split not in self.splits:
-            raise ValueError(f"{self.path}: no split '{split}'; {did_you_mean(split, self.splits)}")
+            raise ValueError(f"{self.origin}: no split '{split}'; {did_you_mean(split, self.splits)}")
         shards = self.splits[split]
         if not sum(count for _, count in shards):
-            raise ValueError(f"{self.path}: split '{split}' is empty; choose one of {', '.join(self.splits)}")
-        for file, _ in shards:
-            if not file.is_file():
-                raise ValueError(f"{file}: shard is missing; copy the dataset again")
-        return shards
+            raise ValueError(
+                f"{self.origin}: split '{split}' is empty; choose one of {', '.join(self.splits)}"
+            )
+        if self.remote:
+            return [self.remote.shard(name, count) for name, count in shards]
+        return [_local_shard(self.path / name, count) for name, count in shards]
 
 
-def find_version_folder(path: Path) -> Path:
-    """The folder holding `features.json`: `path`, its only version, or its only dataset's only version.
+def check_complete(shards: Sequence[ShardFile]) -> None:
+    """Refuse missing shards.
 
     Raises:
-        ValueError: none found, or several to choose from.
+        ValueError: names the first one.
     """
-    if not path.is_dir():
-        raise ValueError(f"{path}: no such dataset folder")
-    for pattern in ("features.json", "*/features.json", "*/*/features.json"):
-        found = sorted(p.parent for p in path.glob(pattern) if not p.parent.name.startswith("."))
-        if len(found) > 1:
-            raise ValueError(f"{path}: holds several datasets; name one of {', '.join(map(str, found))}")
-        if found:
-            return found[0]
-    raise ValueError(f"{path}: no features.json here or below; wanted an RLDS dataset as tfds writes it")
+    for shard in shards:
+        if shard.size is None:
+            raise ValueError(f"{shard.location}: shard is missing; copy the dataset again")
+
+
+def shard_names(dataset: str, split: dict[str, Any], where: Path) -> list[tuple[str, int]]:
+    """Files of a split, relative to the folder, with their episode counts, as dataset_info.json has them.
+
+    Raises:
+        ValueError: a file name template with a part that is not known.
+    """
+    template = split.get("filepathTemplate") or DEFAULT_TEMPLATE
+    counts = [int(count) for count in split.get("shardLengths", [])]
+    digits = max(5, len(str(len(counts))))
+    of = f"{len(counts):0{digits}d}"
+    names = []
+    for i, count in enumerate(counts):
+        index = f"{i:0{digits}d}"
+        parts = {
+            "DATASET": dataset,
+            "SPLIT": split["name"],
+            "FILEFORMAT": "tfrecord",
+            "SHARD_X_OF_Y": f"{index}-of-{of}",
+            "SHARD_INDEX": index,
+            "NUM_SHARDS": of,
+        }
+        try:
+            names.append((template.format(**parts), count))
+        except (KeyError, ValueError, IndexError):
+            known = ", ".join(parts)
+            raise ValueError(f"{where}: file name template '{template}': wanted parts of {known}") from None
+    return names
+
+
+def _local_shard(path: Path, count: int) -> ShardFile:
+    if not path.is_file():
+        return ShardFile(str(path), count, None, "", str(path))
+    state = path.stat()
+    return ShardFile(str(path), count, state.st_size, str(state.st_mtime_ns), str(path))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -76,23 +147,3 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); copy the dataset again") from None
-
-
-def _shards(path: Path, name: str, split: dict[str, Any]) -> list[tuple[Path, int]]:
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    counts = [int(count) for count in split.get("shardLengths", [])]
-    shards = []
-    for i, count in enumerate(counts):
-        values = {
-            "{DATASET}": name,
-            "{SPLIT}": split["name"],
-            "{FILEFORMAT}": "tfrecord",
-            "{SHARD_X_OF_Y}": f"{i:05d}-of-{len(counts):05d}",
-            "{SHARD_INDEX}": f"{i:05d}",
-            "{NUM_SHARDS}": f"{len(counts):05d}",
-        }
-        file = template
-        for key, value in values.items():
-            file = file.replace(key, value)
-        shards.append((path / file, count))
-    return shards

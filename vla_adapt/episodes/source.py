@@ -61,6 +61,8 @@ class Episode:
     """One episode: numbers in memory, images decoded when asked for.
 
     `len()` is the number of steps. `action` [T, D] and `state` [T, P] are float32 in the robot's own units.
+    `action_omits` and `state_omits` name components of the embodiment that were not recorded: their numbers
+    mean nothing and their slots are masked.
     """
 
     episode_id: str
@@ -72,6 +74,10 @@ class Episode:
     read_image: Callable[[int, str], UInt8[np.ndarray, "h w 3"]]
     read_extra: Callable[[str], Shaped[np.ndarray, "T ..."]]
     read_metadata: Callable[[], Mapping[str, Any]] = dict
+    action_omits: tuple[str, ...] = ()
+    state_omits: tuple[str, ...] = ()
+    depth_cameras: tuple[str, ...] = ()
+    read_depth: Callable[[int, str], Float[np.ndarray, "h w"]] | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -87,13 +93,20 @@ class Episode:
         Raises:
             ValueError: an unknown camera or a step outside the episode.
         """
-        if camera not in self.cameras:
-            raise ValueError(
-                f"episode {self.episode_id}: no camera '{camera}'; it has {_listed(self.cameras)}"
-            )
+        self._check_place(t, camera, self.cameras, "camera")
+        return self.read_image(t, camera)
+
+    def depth(self, t: int, camera: str = "primary") -> Float[np.ndarray, "h w"]:
+        """Depth of step `t` as float32 [h, w], m; raises as `image`."""
+        self._check_place(t, camera, self.depth_cameras, "depth camera")
+        assert self.read_depth is not None
+        return self.read_depth(t, camera)
+
+    def _check_place(self, t: int, camera: str, known: Sequence[str], what: str) -> None:
+        if camera not in known:
+            raise ValueError(f"episode {self.episode_id}: no {what} '{camera}'; it has {_listed(known)}")
         if not 0 <= t < len(self):
             raise ValueError(f"episode {self.episode_id}: step {t} asked, it has steps 0..{len(self) - 1}")
-        return self.read_image(t, camera)
 
     def extra(self, key: str) -> Shaped[np.ndarray, "T ..."]:
         """A further per-step array [T, ...] of the episode.

@@ -40,7 +40,8 @@ class StoredEpisodes(Protocol):
     def lengths(self) -> Int64[np.ndarray, " E"]: ...
 
     def numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
-        """A number field of all steps of an episode, in the stored dtype (float64 as float32)."""
+        """A number field of all steps of an episode, in the stored dtype (float64 as float32
+        where the format stores no more)."""
         ...
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:

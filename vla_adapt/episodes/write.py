@@ -78,13 +78,26 @@ class RldsWriter:
         Raises:
             ValueError: shapes that disagree, a non-finite action, an empty episode.
         """
+        fields = _episode_fields(data, self.embodiment, f"{self.name}/{split}")
+        self.add_fields(split, fields, _entry_of(data, self.embodiment))
+
+    def add_fields(self, split: str, fields: Mapping[str, tuple[LeafSpec, Any]], entry: DatasetEntry) -> None:
+        """Append one episode given as the fields of its record, not checked against the embodiment.
+
+        Args:
+            split: to append to.
+            fields: "steps/..." or "episode_metadata/..." -> its spec and its values, one a step.
+            entry: how they map onto the embodiment; the first episode's counts.
+
+        Raises:
+            ValueError: fields unlike the first episode's.
+        """
         assert self._temporary is not None, "use RldsWriter as a context manager"
         if not split.isidentifier():
             raise ValueError(f"split '{split}': use letters, digits and underscores")
-        fields = _episode_fields(data, self.embodiment, f"{self.name}/{split}")
         if self._leaves is None:
             self._leaves = {key: leaf for key, (leaf, _) in fields.items()}
-            self._entry = _entry_of(data, self.embodiment)
+            self._entry = entry
         self._check_like_first(fields, split)
         if split not in self._splits:
             self._splits[split] = _SplitWriter(self._temporary, self.name, split, self._shard_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_gripper_shading_is_that_of_its_side() -> None:
     assert closed["left_ee_position_delta.x"].tolist() == [False] * 2 + [True] * 3 + [False] * 3
     assert closed["left_ee_position.z"].tolist() == closed["left_ee_position_delta.x"].tolist()
     assert not closed["right_ee_rotation_delta.y"].any()
+
+
+def test_what_is_not_recorded_has_no_curve() -> None:
+    source, data = dataset(robot="widowx")
+    episode = dataclasses.replace(data.episode("x"), action_omits=("rotation",), state_omits=("gripper",))
+    names = [[curve and curve.name for curve in row] for row in curve_rows(source.embodiment, episode)]
+    assert [row[0] for row in names[3:]] == [None, None, None, "right_gripper"]
+    assert [row[1] for row in names[5:]] == ["right_ee_rotation.z", None]
 
 
 def test_chart_draws_bands_gaps_and_zero() -> None:

@@ -1,7 +1,18 @@
 """The doctor: examines datasets of any format and says, with evidence, what is wrong with them.
 
 Two steps per dataset: one streaming pass (`doctor_survey`), then checks, each a pure function of the survey.
-Last, what shows only when datasets are put side by side.
+Last, what shows only when datasets are put side by side. The codes of findings:
+
+    files      unreadable undecodable_image
+    episodes   empty_episodes short_episodes truncated_episodes empty_instruction one_instruction
+               duplicate_episodes near_duplicate_episodes shared_episodes
+               uneven_parts missing_camera no_state no_pose
+    numbers    non_finite bad_quaternion dead_dimension narrow_quantiles outliers beyond_limits
+    gripper    gripper_scale gripper_sign gripper_starts_closed
+    motion     absolute_actions frame_mismatch axes_mismatch action_scale action_lag not_integrable
+               joint_mismatch idle_frames dummy_first_action
+    time       control_rate time_gaps time_not_increasing
+    images     black_images plain_images frozen_images image_sizes camera_sizes bgr_images
 """
 
 from __future__ import annotations

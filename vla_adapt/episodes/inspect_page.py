@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.doctor_stored import recorded_rate_hz
 from vla_adapt.episodes.doctor_track import Track, Tracker
 from vla_adapt.episodes.inspect_curves import WIDTH, Curve, chart
 from vla_adapt.episodes.inspect_frames import Thumbnails, thumbnails
 from vla_adapt.episodes.source import Episode, EpisodeDataset
-from vla_adapt.types import SLOT_NAMES, slot_group_of
+from vla_adapt.types import slot_group_of
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:1.5em auto;padding:0 1em;color:#222}
@@ -107,11 +108,11 @@ def write_page(
 
 def page(dataset: EpisodeDataset, number: int, episode: Episode, frames: Thumbnails) -> str:
     """The page as text; everything it shows is inside."""
-    robot = dataset.embodiment
+    robot, rate_hz = dataset.embodiment, recorded_rate_hz(dataset)
     rows = curve_rows(robot, episode)
     curves = [curve for row in rows for curve in row if curve is not None]
     data = {
-        "steps": len(episode), "rate_hz": robot.rate_hz, "stride": frames.stride, "width": WIDTH,
+        "steps": len(episode), "rate_hz": rate_hz, "stride": frames.stride, "width": WIDTH,
         "frames": frames.uris, "curves": [_numbers(curve.values) for curve in curves],
     }  # fmt: skip
     instruction = html.escape(episode.instruction) or "<span class=bad>no instruction</span>"
@@ -130,22 +131,23 @@ def page(dataset: EpisodeDataset, number: int, episode: Episode, frames: Thumbna
 
 
 def curve_rows(robot: Embodiment, episode: Episode) -> list[tuple[Curve | None, Curve | None]]:
-    """(action, state) curves in unified units, one row per slot that either of them fills, in slot order."""
-    action = _curves(Tracker(robot, "action").track(episode.action, episode.state), {})
-    closed = {
-        side: np.nan_to_num(curve.values, nan=1.0) < 0.5
-        for side in ("right", "left")
-        for slot, curve in action.items()
-        if SLOT_NAMES[slot] == f"{side}_gripper"
-    }
-    action = _curves(Tracker(robot, "action").track(episode.action, episode.state), closed)
-    state: dict[int, Curve] = {}
+    """(action, state) curves in unified units, one row per slot that either of them fills, in slot order.
+
+    Components that the dataset does not record have no curve.
+    """
+    tracks = [Tracker(robot, "action", episode.action_omits).track(episode.action, episode.state)]
     if episode.state is not None and robot.proprio:
-        state = _curves(Tracker(robot, "proprio").track(episode.state, episode.state), closed)
+        tracks.append(Tracker(robot, "proprio", episode.state_omits).track(episode.state, episode.state))
+    closed = {
+        name.partition("_")[0]: np.nan_to_num(opening, nan=1.0) < 0.5
+        for name, _, opening in tracks[0].openings()
+    }
+    action, state = (*(_curves(track, closed) for track in tracks), {})[:2]
     return [(action.get(slot), state.get(slot)) for slot in sorted({*action, *state})]
 
 
 def _curves(track: Track, closed: Mapping[str, np.ndarray]) -> dict[int, Curve]:
+    """Curve of each slot; `closed` by side, "right" or "left"."""
     found: dict[int, Curve] = {}
     what = "action" if track.kind == "action" else "state"
     for column, (slot, name) in enumerate(zip(track.slots, track.names, strict=True)):
@@ -153,7 +155,7 @@ def _curves(track: Track, closed: Mapping[str, np.ndarray]) -> dict[int, Curve]:
         unit = group.units[int(slot) - group.start]
         limits = (0.0, 1.0) if group.kind == "gripper" else None
         values = track.unified[:, column].astype(np.float64)
-        found[int(slot)] = Curve(name, unit, values, what, closed.get(name.split("_")[0]), limits)
+        found[int(slot)] = Curve(name, unit, values, what, closed.get(name.partition("_")[0]), limits)
     return found
 
 
@@ -186,7 +188,7 @@ def _grid(rows: list[tuple[Curve | None, Curve | None]]) -> str:
 
 
 def _facts(dataset: EpisodeDataset, number: int, episode: Episode, frames: Thumbnails) -> str:
-    robot, lengths = dataset.embodiment, dataset.lengths
+    robot, lengths, rate_hz = dataset.embodiment, dataset.lengths, recorded_rate_hz(dataset)
     sizes = ", ".join(f"{camera} {size[0]} x {size[1]}" for camera, size in frames.sizes.items()) or "none"
     shown = f"at most {frames.width} pixels wide" + (
         f", every {frames.stride}th step" if frames.stride > 1 else ""
@@ -195,9 +197,8 @@ def _facts(dataset: EpisodeDataset, number: int, episode: Episode, frames: Thumb
         "dataset": f"{dataset.name}: {len(dataset)} episodes, {int(lengths.sum())} steps",
         "folder": getattr(dataset, "path", ""),
         "split": getattr(dataset, "split", ""),
-        "robot": f"{robot.name} ({robot.title}), {robot.rate_hz:g} Hz",
-        "this episode": f"number {number}, {len(episode)} steps, {len(episode) / robot.rate_hz:.1f} s at "
-        "that rate",
+        "robot": f"{robot.name} ({robot.title}), {rate_hz:g} Hz",
+        "this episode": f"number {number}, {len(episode)} steps, {len(episode) / rate_hz:.1f} s at that rate",
         "cameras (height x width)": f"{sizes}; shown {shown}",
         "further arrays": ", ".join(episode.extra_keys),
         **{f"metadata: {key}": value for key, value in episode.metadata.items()},

@@ -598,14 +598,49 @@ def test_report_is_json_with_errors_first() -> None:
     assert tree["datasets"][0]["examined"] == EPISODES
 
 
-def test_real_bridge_episodes(shared_dir: Path, tmp_path: Path) -> None:
-    """No false alarm; and what it says is so: both splits of this excerpt hold the same 25 episodes."""
+@pytest.fixture(scope="module")
+def bridge(shared_dir: Path) -> Path:
     path = shared_dir / "data" / "bridge_dataset"
     if not path.is_dir():
         pytest.skip("needs the Bridge excerpt")
-    splits = [open_dataset(path, split=split, check=False, cache_dir=tmp_path) for split in ("train", "val")]
+    return path
+
+
+def test_real_bridge_episodes(bridge: Path, tmp_path: Path) -> None:
+    """No false alarm; and what it says is so: both splits of this excerpt hold the same 25 episodes."""
+    splits = [
+        open_dataset(bridge, split=split, check=False, cache_dir=tmp_path) for split in ("train", "val")
+    ]
     assert {data.action.tobytes() for data in splits[0]} == {data.action.tobytes() for data in splits[1]}
     found = examine(splits, ["train", "val"])
     assert set(serious(found)) == {"shared_episodes"}
     assert all(np.abs(data.action[0, :6]).max() < 1e-5 for data in splits[0])
     assert {finding.code for finding in found.findings} == {"shared_episodes", "dummy_first_action"}
+
+
+REAL_PLANTS = [
+    (plant, code)
+    for plant, code in PLANTS
+    if plant in (
+        flip_gripper, flip_both_grippers, gripper_in_bytes, dead_rotation, absolute, turned_about_z, mirrored,
+        swapped_euler, too_small, bgr, frozen, nearly_twice,
+    )
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "code"), REAL_PLANTS, ids=[plant.__name__ for plant, _ in REAL_PLANTS])
+def test_defects_planted_into_real_episodes(
+    bridge: Path, tmp_path: Path, plant: Callable[[str, Episodes], None], code: str
+) -> None:
+    """Real controllers lag, overshoot and saturate; the same defects still show."""
+    episodes = [
+        EpisodeData(
+            action=real.action.copy(),
+            state=None if real.state is None else real.state.copy(),
+            images={"primary": np.stack([real.image(t) for t in range(len(real))])},
+            instruction=real.instruction,
+        )
+        for real in open_dataset(bridge, cache_dir=tmp_path)
+    ]
+    plant("widowx", episodes)
+    assert set(serious(diagnose("widowx", episodes))) == {code}

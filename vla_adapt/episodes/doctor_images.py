@@ -35,7 +35,7 @@ class Colors(NamedTuple):
     def looks_swapped(self) -> bool:
         """Blue where scenes with wood, skin and lamp light have red."""
         bluer = self.blue > 1.03 * self.red and self.bluer >= 0.9
-        return bluer and self.cool > 0.1 and self.cool > 2 * self.warm
+        return bluer and self.cool > 0.1 and self.cool > 1.5 * self.warm
 
 
 def check_decodable(survey: Survey) -> Iterator[Finding]:

@@ -78,7 +78,7 @@ def bytes_offsets(record: Buffer, span: Span) -> list[tuple[int, int]]:
                 size = size & 0x7F | record[position] << 7
                 position += 1
                 if size & 0x4000:
-                    size, position = _long_varint(record, size & 0x3FFF, position)
+                    size, position = _rest_of_varint(record, size & 0x3FFF, 14, position)
             if tag != 0x0A or position + size > end:
                 raise ValueError(f"record is not a tf.train.Example (list at byte {position} is broken)")
             found.append((position, size))
@@ -127,15 +127,7 @@ def _fields(record: Buffer, position: int, end: int) -> list[tuple[int, int, int
             size = record[position]
             position += 1
             if size & 0x80:
-                size &= 0x7F
-                shift = 7
-                while True:
-                    byte = record[position]
-                    position += 1
-                    size |= (byte & 0x7F) << shift
-                    shift += 7
-                    if not byte & 0x80:
-                        break
+                size, position = _rest_of_varint(record, size & 0x7F, 7, position)
         else:
             raise ValueError(f"record is not a tf.train.Example (tag {tag} at byte {position - 1})")
         if position + size > end:
@@ -145,9 +137,8 @@ def _fields(record: Buffer, position: int, end: int) -> list[tuple[int, int, int
     return found
 
 
-def _long_varint(record: Buffer, value: int, position: int) -> tuple[int, int]:
-    """Go on with a varint whose first two bytes gave `value`; returns it and the position after it."""
-    shift = 14
+def _rest_of_varint(record: Buffer, value: int, shift: int, position: int) -> tuple[int, int]:
+    """Go on with a varint whose first `shift` / 7 bytes gave `value`; returns it and where it ends."""
     while True:
         byte = record[position]
         position += 1

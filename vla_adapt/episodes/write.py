@@ -6,8 +6,6 @@ The dataset appears at `directory/name/version` in one rename, when the writer c
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +18,7 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.entry import SIDECAR, DatasetEntry, Sidecar
 from vla_adapt.episodes.example_proto import encode_example
 from vla_adapt.episodes.feature_spec import Kind, LeafSpec, features_json
+from vla_adapt.episodes.folder_aside import FolderAside
 from vla_adapt.episodes.source import EpisodeData
 from vla_adapt.episodes.tfrecord import frame
 
@@ -62,14 +61,12 @@ class RldsWriter:
         self._leaves: dict[str, LeafSpec] | None = None
         self._entry: DatasetEntry | None = None
         self._splits: dict[str, _SplitWriter] = {}
-        self._temporary: Path | None = None
+        self._aside: FolderAside | None = None
 
     def __enter__(self) -> RldsWriter:
         if self.path.exists() and not self._overwrite:
             raise ValueError(f"{self.path} exists; choose another name or version, or pass overwrite=True")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = Path(tempfile.mkdtemp(prefix=f".incomplete-{self.version}-", dir=self.path.parent))
-        self._temporary.chmod(0o755)
+        self._aside = FolderAside(self.path, self._overwrite)
         return self
 
     def add(self, split: str, data: EpisodeData) -> None:
@@ -92,7 +89,7 @@ class RldsWriter:
         Raises:
             ValueError: fields unlike the first episode's.
         """
-        assert self._temporary is not None, "use RldsWriter as a context manager"
+        assert self._aside is not None, "use RldsWriter as a context manager"
         if not split.isidentifier():
             raise ValueError(f"split '{split}': use letters, digits and underscores")
         if self._leaves is None:
@@ -100,20 +97,21 @@ class RldsWriter:
             self._entry = entry
         self._check_like_first(fields, split)
         if split not in self._splits:
-            self._splits[split] = _SplitWriter(self._temporary, self.name, split, self._shard_bytes)
+            self._splits[split] = _SplitWriter(self._aside.path, self.name, split, self._shard_bytes)
         self._splits[split].write(encode_example({key: values for key, (_, values) in fields.items()}))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._temporary is not None
+        assert self._aside is not None
         try:
             infos = [split.close() for split in self._splits.values()]
             if kind is None:
-                self._finish(infos)
+                self._describe(self._aside.path, infos)
+                self._aside.publish()
         finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
+            self._aside.drop()
+            self._aside = None
 
     def _check_like_first(self, fields: Mapping[str, tuple[LeafSpec, Any]], split: str) -> None:
         assert self._leaves is not None
@@ -125,7 +123,8 @@ class RldsWriter:
                     f"{wanted or 'missing'} in the first one; all episodes need the same fields and shapes"
                 )
 
-    def _finish(self, splits: list[dict[str, Any]]) -> None:
+    def _describe(self, folder: Path, splits: list[dict[str, Any]]) -> None:
+        """Write the files that say what the shards hold."""
         if self._leaves is None or self._entry is None:
             raise ValueError(f"{self.path}: no episode was added, nothing to write")
         info = {
@@ -136,21 +135,12 @@ class RldsWriter:
             "splits": splits,
             "version": self.version,
         }
-        folder = self._temporary
-        assert folder is not None
         (folder / "features.json").write_text(
             json.dumps(features_json(self._leaves), indent=4, sort_keys=True)
         )
         (folder / "dataset_info.json").write_text(json.dumps(info, indent=2, sort_keys=True))
         sidecar = Sidecar(entry=self._entry, embodiment_yaml=self.embodiment.to_text())
         (folder / SIDECAR).write_text(sidecar.model_dump_json(indent=2))
-        if self._overwrite and self.path.exists():
-            old = Path(tempfile.mkdtemp(prefix=".replaced-", dir=self.path.parent))
-            self.path.rename(old / "old")
-            folder.rename(self.path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            folder.rename(self.path)
 
 
 class _SplitWriter:

@@ -37,12 +37,22 @@ def attach_adapter(model: nn.Module, robot: str, config: LoraConfig, tensors: Ma
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several robots: meant
         inject_adapter_in_model(config, model, adapter_name=robot)
+    load_adapter(model, robot, tensors)
+    for parameter in _resident_tensors(model, robot).values():
+        parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, robot: str, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` (plain PEFT names) into the adapter of `robot` that `model` holds already.
+
+    Raises:
+        ValueError: tensors missing, left over, of another shape or not finite; nothing is changed then.
+    """
     resident = _resident_tensors(model, robot)
     check_tensors(robot, resident, tensors)
     for key, parameter in resident.items():
-        with torch.no_grad():
-            parameter.copy_(tensors[key])
-        parameter.requires_grad_(False)
+        parameter.copy_(tensors[key])
 
 
 def check_tensors(robot: str, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:

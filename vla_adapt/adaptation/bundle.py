@@ -5,6 +5,7 @@ head.json, head.safetensors                      the robot's action head
 statistics.json                                  action and proprio statistics, unified slots, SI units
 embodiment.yaml                                  the robot as data
 golden.npz                                       one observation and the action chunk it must give
+action_adapter.json, action_adapter.safetensors  the map from another robot's actions (optional)
 bundle.json                                      format, base fingerprint, recipe, checksums, metrics
 README.md                                        model card
 """
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_adapt.actions.normalize import Statistics
+from vla_adapt.adaptation.action_adapter import ADAPTER_JSON, ActionAdapter, check_side
 from vla_adapt.adaptation.attach import attach_adapter
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.robot_policy import ObservationConfig, RobotPolicy
@@ -55,6 +57,14 @@ class Golden:
             file, image=self.image, state=self.state, prompt=np.str_(self.prompt), actions=self.actions,
             tolerance=np.float64(self.tolerance),
         )  # fmt: skip
+
+    @staticmethod
+    def record(
+        policy: RobotPolicy, image: np.ndarray, state: np.ndarray, prompt: str, tolerance: float
+    ) -> Golden:
+        """What `policy` answers to an observation."""
+        actions = policy.act({"images": {policy.camera: image}, "state": state, "prompt": prompt})
+        return Golden(image, state, prompt, actions, tolerance)
 
     @staticmethod
     def load(file: Path) -> Golden:
@@ -90,6 +100,7 @@ class Bundle:
     adapter_config: LoraConfig | None = None
     adapter: dict[str, Tensor] = field(default_factory=dict)
     golden: Golden | None = None
+    action_adapter: ActionAdapter | None = None
     card: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
@@ -112,6 +123,9 @@ class Bundle:
             (aside / "embodiment.yaml").write_text(self.embodiment.to_text())
             if self.golden is not None:
                 self.golden.save(aside / "golden.npz")
+            if self.action_adapter is not None:
+                check_side(self.action_adapter.target, self.embodiment, "target", str(folder))
+                self.action_adapter.save(aside)
             (aside / "README.md").write_text(self.card)
             _dump(aside / MANIFEST, self._manifest(aside))
 
@@ -138,8 +152,10 @@ class Bundle:
         _check_files(folder, manifest)
         statistics = json.loads((folder / "statistics.json").read_text())
         adapted = bool(manifest["adapter"])
+        embodiment = Embodiment.from_text((folder / "embodiment.yaml").read_text())
+        mapped = ADAPTER_JSON in manifest["files"]
         return Bundle(
-            embodiment=Embodiment.from_text((folder / "embodiment.yaml").read_text()),
+            embodiment=embodiment,
             action_statistics=Statistics.from_dict(statistics["action"]),
             proprio_statistics=Statistics.from_dict(statistics["proprio"]),
             observation=ObservationConfig(**manifest["observation"]),
@@ -147,6 +163,7 @@ class Bundle:
             adapter_config=_lora_config(folder) if adapted else None,
             adapter=load_file(folder / ADAPTER_WEIGHTS) if adapted else {},
             golden=Golden.load(folder / "golden.npz") if "golden.npz" in manifest["files"] else None,
+            action_adapter=ActionAdapter.load(folder, target=embodiment) if mapped else None,
             card=(folder / "README.md").read_text(),
             facts=manifest["facts"],
             folder=folder,

@@ -51,6 +51,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         head=head,
         adapter_config=config,
         adapter=adapter_tensors(learner.model, name) if learner.adapted else {},
+        action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
         facts=facts,
     )
     error = (
@@ -96,9 +97,8 @@ def _golden(setting: Setting, name: str) -> Golden:
     policy = setting.policy(name)
     assert episode.state is not None, f"{name}: episodes without state"
     image, state = episode.image(0, policy.camera), np.asarray(episode.state[0])
-    actions = policy.act({"images": {policy.camera: image}, "state": state, "prompt": episode.instruction})
     tolerance = _tolerance(policy.head, setting.recipe.train.precision)
-    return Golden(image, state, episode.instruction, actions, tolerance)
+    return Golden.record(policy, image, state, episode.instruction, tolerance)
 
 
 def _tolerance(head: ActionHead, precision: str) -> float:

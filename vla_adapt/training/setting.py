@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.method import Full
 from vla_adapt.adaptation.robot_policy import RobotPolicy
+from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
@@ -27,6 +29,7 @@ from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
+from vla_adapt.suggest import did_you_mean
 from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
 from vla_adapt.training.learner import Learner
 
@@ -49,7 +52,12 @@ class Robot:
 
 @dataclass
 class Setting:
-    """All that a run needs, on the CPU; `notes` say what of the data was left out."""
+    """All that a run needs, on the CPU.
+
+    Attributes:
+        notes: what of the data was left out.
+        warm: robot -> the bundle it started from.
+    """
 
     recipe: Recipe
     robots: dict[str, Robot]
@@ -58,6 +66,7 @@ class Setting:
     builder: BatchBuilder
     base_fingerprint: str
     notes: list[str]
+    warm: dict[str, Bundle] = field(default_factory=dict)
 
     def policy(self, robot: str) -> RobotPolicy:
         """The policy of one robot as it stands."""
@@ -83,6 +92,7 @@ def prepare(recipe: Recipe) -> Setting:
     heads = _heads(recipe, model, list(robots))
     adapted = recipe.adaptation.kind == "lora"
     recipe.adaptation.prepare(model, list(robots))
+    warm = _warm_start(recipe, model, heads, robots)
     for head in heads.values():
         head.requires_grad_(recipe.adaptation.kind != "none")
     learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets))
@@ -95,7 +105,7 @@ def prepare(recipe: Recipe) -> Setting:
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
-    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes)
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes, warm)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -144,6 +154,27 @@ def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, Actio
     if isinstance(recipe.adaptation, Full):
         return dict.fromkeys(robots, first)
     return {robot: copy.deepcopy(first) for robot in robots}
+
+
+def _warm_start(
+    recipe: Recipe, model: OpenVLA, heads: dict[str, ActionHead], robots: dict[str, Robot]
+) -> dict[str, Bundle]:
+    unknown = sorted(recipe.warm_start.keys() - robots.keys())
+    if unknown:
+        raise ValueError(
+            f"warm_start.{unknown[0]}: no such robot in the mixture; {did_you_mean(unknown[0], robots)}"
+        )
+    if recipe.warm_start and isinstance(recipe.adaptation, Full):
+        raise ValueError(
+            "warm_start: adaptation 'full' trains one base for all robots; set `base` to start from another"
+        )
+    warm = {}
+    for name, folder in recipe.warm_start.items():
+        warm[name] = Bundle.load(Path(folder).expanduser())
+        lora = getattr(model, "peft_config", {}).get(name)
+        normalizer = robots[name].normalizers[0]
+        start_robot(warm[name], model, heads[name], robots[name].embodiment, normalizer, lora)
+    return warm
 
 
 def _auxiliary(

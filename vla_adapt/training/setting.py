@@ -23,7 +23,7 @@ from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics import robot_statistics
 from vla_adapt.policy.batch import BatchBuilder
-from vla_adapt.policy.heads import ActionHead, load_head, make_head
+from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
@@ -143,12 +143,7 @@ def _base(recipe: Recipe) -> OpenVLA:
 
 def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, ActionHead]:
     if recipe.policy.head_from_base and (model.source / "head.json").is_file():
-        first = load_head(model.source, model)
-        if first.config != recipe.policy.head:
-            raise ValueError(
-                f"the base carries the head {first.config}, the recipe wants {recipe.policy.head}; make them "
-                "equal or set policy.head_from_base=false to start with a fresh head"
-            )
+        first = with_condition(load_head(model.source, model), recipe.policy.head, model)
     else:
         first = make_head(recipe.policy.head, model)
     if isinstance(recipe.adaptation, Full):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
-from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.constants import Constants, check_constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.method import Full
-from vla_adapt.adaptation.robot_policy import RobotPolicy
+from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mixture import Mixture
@@ -42,12 +43,11 @@ class Robot:
     train: list[EpisodeDataset]
     held_out: list[EpisodeDataset]
     action: Statistics
-    proprio: Statistics
+    proprio: Statistics | None
 
     @property
-    def normalizers(self) -> tuple[Normalizer, Normalizer]:
-        unifiers = ActionUnifier(self.embodiment), ActionUnifier(self.embodiment, kind="proprio")
-        return Normalizer(self.action, unifiers[0].mask), Normalizer(self.proprio, unifiers[1].mask)
+    def normalizers(self) -> tuple[Normalizer, Normalizer | None]:
+        return normalizers(self.embodiment, self.action, self.proprio)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Setting:
         return RobotPolicy(
             model=self.learner.model, head=self.learner.heads[robot], embodiment=mine.embodiment,  # type: ignore[arg-type]
             action_statistics=mine.action, proprio_statistics=mine.proprio, adapted=self.learner.adapted,
-            observation=self.recipe.observation,
+            observation=self.recipe.observation, constants=self.recipe.policy.constants.get(robot, {}),
         )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def prepare(recipe: Recipe) -> Setting:
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
     datasets = [part.train for part in data.parts]
-    robots = _robots(data)
+    robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
     heads = _heads(recipe, model, list(robots))
     adapted = recipe.adaptation.kind == "lora"
@@ -117,16 +117,18 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
 
 
-def _robots(data: OpenedMixture) -> dict[str, Robot]:
+def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str, Robot]:
     robots: dict[str, Robot] = {}
     measured = robot_statistics([part.train for part in data.parts])
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
-        if statistics.proprio is None:
-            raise ValueError(f"{train[0].name}: no recorded state; a policy of '{name}' needs one")
+        check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
         robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
+    for name in constants:
+        if name not in robots:
+            raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
 
 

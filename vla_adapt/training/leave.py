@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import LoraConfig
 
-from vla_adapt.adaptation.attach import adapter_tensors
 from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.evaluation.open_loop import OpenLoopResult
@@ -41,8 +40,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
     head = learner.heads[name]
     assert isinstance(head, ActionHead)
     facts = _facts(setting, robot, result)
-    config = learner.model.peft_config[name] if learner.adapted else None  # type: ignore[index]
-    assert config is None or isinstance(config, LoraConfig)
+    config, adapter = concatenated(learner.model, name) if learner.adapted else (None, {})
     bundle = Bundle(
         embodiment=robot.embodiment,
         action_statistics=robot.action,
@@ -51,7 +49,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         base_fingerprint=base,
         head=head,
         adapter_config=config,
-        adapter=adapter_tensors(learner.model, name) if learner.adapted else {},
+        adapter=adapter,
         action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
         constants=recipe.policy.constants.get(name, {}),
         facts=facts,

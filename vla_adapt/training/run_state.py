@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -42,8 +46,12 @@ class RunState:
         """Write this rank's files and return their names.
 
         Raises:
-            ValueError: a weight is not finite; such a state is no good to go on from.
+            ValueError: the disk is full; a weight is not finite: such a state is no good to go on from.
         """
+        with _said(folder):
+            return self._write(folder, rank)
+
+    def _write(self, folder: Path, rank: int) -> list[str]:
         save_rng(folder / _rng(rank))
         if rank != 0:
             return [_rng(rank)]
@@ -100,6 +108,16 @@ class RunState:
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{name} is not finite: training has diverged; lower the learning rate")
         return trained
+
+
+@contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    """On a full disk torch and safetensors fail without naming it; the number of free bytes does."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(folder).free
+        raise ValueError(f"cannot write to {folder.parent}, where {free:,} bytes are free ({error})") from error
 
 
 def _rng(rank: int) -> str:

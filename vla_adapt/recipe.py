@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
+from vla_adapt.invariance.objective import InvarianceConfig
 from vla_adapt.policy.heads import HeadConfig
 from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
@@ -98,6 +99,7 @@ class Recipe(BaseModel):
         description="robot -> folder of its bundle, from which its adapter and head start",
     )
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -98,12 +98,16 @@ def prepare(recipe: Recipe) -> Setting:
         head.requires_grad_(recipe.adaptation.kind != "none")
     invariance = _invariance(recipe, model, list(robots))
     learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets), invariance)
-    mixture = data.draw(recipe.seed, recipe.policy.head.horizon, cameras=(recipe.policy.camera,))
+    mixture = data.draw(
+        recipe.seed, recipe.policy.head.horizon,
+        cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
+    )  # fmt: skip
     builder = BatchBuilder.from_pretrained(
         model.source,
         {name: robot.normalizers for name, robot in robots.items()},
         blind=recipe.policy.blind,
         image_key=recipe.policy.camera,
+        more_cameras=recipe.policy.more_cameras,
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )

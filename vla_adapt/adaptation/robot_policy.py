@@ -65,7 +65,7 @@ class RobotPolicy:
         self._proprio = ActionUnifier(self.embodiment, kind="proprio")
         self._normalizers = (
             Normalizer(self.action_statistics, self._actions.mask),
-            Normalizer(self.proprio_statistics, self._proprio.mask),
+            Normalizer(self.proprio_statistics, self._proprio.mask) if self.reads_state else None,
         )
         self._builder = BatchBuilder.from_pretrained(
             self.model.source,
@@ -84,6 +84,11 @@ class RobotPolicy:
         return self.observation.camera
 
     @property
+    def reads_state(self) -> bool:
+        """Whether the head looks at the robot's state; otherwise observations need none."""
+        return self.head.config.proprio
+
+    @property
     def unifiers(self) -> tuple[ActionUnifier, ActionUnifier]:
         """Of the action and of the proprio."""
         return self._actions, self._proprio
@@ -96,18 +101,24 @@ class RobotPolicy:
         """Action chunk in the robot's own units.
 
         Args:
-            observation: `images` {camera: uint8 [h, w, 3]}, `state` [P] native proprio, `prompt`.
+            observation: `images` {camera: uint8 [h, w, 3]}, `prompt`, and `state` [P] native proprio if
+                `reads_state`.
 
         Raises:
             ValueError: a missing camera or key, a state of the wrong width or with NaN.
         """
+        return self._actions.to_robot(self._predict(self.batch(observation))[0]).astype(np.float32)
+
+    def batch(self, observation: Mapping[str, Any]) -> PolicyBatch:
+        """One observation as the model sees it; see `act`."""
+        if not self.reads_state:
+            return self._builder.observation(observation, self.robot)
         if "state" not in observation or observation["state"] is None:
             raise ValueError(
                 f"observation of '{self.robot}' has no 'state'; wanted {self.embodiment.proprio_dim} numbers"
             )
         state, mask = self._proprio.to_unified(self.embodiment.check_proprio(observation["state"]))
-        batch = self._builder.observation(observation, self.robot, state, mask)
-        return self._actions.to_robot(self._predict(batch)[0]).astype(np.float32)
+        return self._builder.observation(observation, self.robot, state, mask)
 
     def predict_windows(self, windows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "B H 32"]:
         """Predicted unified chunks in SI units for windows of recorded episodes."""

@@ -140,8 +140,8 @@ def adapters_export(
     target = _choice("--to", to, {name: name for name in TARGETS})
     report = export_bundle(bundle, target, out, overwrite)
     print(
-        f"wrote {out}: adapter of '{report.robot}' for {to}, {report.modules} modules, {report.tensors} tensors, "
-        f"largest rank {report.largest_rank}"
+        f"wrote {out}: adapter of '{report.robot}' for {to}, {report.modules} modules, "
+        f"{report.tensors} tensors, largest rank {report.largest_rank}"
     )
 
 

@@ -21,9 +21,11 @@ Target = Literal["openvla", "peft"]
 TARGETS: tuple[Target, ...] = ("openvla", "peft")
 
 # Fields that PEFT 0.11.1, which the original pins, reads; it refuses any other.
-_OLD_FIELDS = ("peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "lora_dropout",
-               "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "fan_in_fan_out",
-               "init_lora_weights", "modules_to_save")  # fmt: skip
+_OLD_FIELDS = (
+    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "lora_dropout",
+    "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "bias", "fan_in_fan_out",
+    "init_lora_weights", "modules_to_save",
+)  # fmt: skip
 
 _README = """# Adapter of {robot} for {stack}
 
@@ -53,7 +55,7 @@ def export_bundle(
 
     Args:
         bundle_dir: the robot's bundle.
-        to: `openvla`: the original's module names, with one adapter per fused q, k, v (exactly the same function);
+        to: `openvla`: the original's module names, with one adapter per fused q, k, v (the same function);
             `peft`: our own module names.
         out: folder to write; it appears whole or not at all.
         overwrite: replace an earlier export at `out`.

@@ -23,10 +23,11 @@ from vla_adapt.adaptation.attach import PREFIX
 
 _KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What makes a LoRA adapter more than W + scale B A: field -> value that leaves it plain.
-_PLAIN: dict[str, Any] = {"use_dora": False, "lora_bias": False, "bias": "none", "use_qalora": False,
-                          "use_bdlora": False}  # fmt: skip
-_EMPTY = ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters",
-          "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config")  # fmt: skip
+_PLAIN: dict[str, Any] = {"use_dora": False, "lora_bias": False, "bias": "none", "use_qalora": False}
+_EMPTY = (
+    "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters", "use_bdlora",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
+)  # fmt: skip
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")  # others also change the base's own weights
 
 
@@ -58,7 +59,7 @@ def read_factors(config: LoraConfig, tensors: Mapping[str, Tensor]) -> dict[str,
     """Factors by module name.
 
     Raises:
-        ValueError: a kind of adapter that is more than weight + scale B A, tensors that are no LoRA pair, NaN.
+        ValueError: an adapter that is more than weight + scale B A, tensors that are no LoRA pair, NaN.
     """
     _check_plain(config)
     sides: dict[str, dict[str, Tensor]] = {}
@@ -85,7 +86,7 @@ def _factor(config: LoraConfig, module: str, a: Tensor, b: Tensor) -> Factor:
     alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
     if (a.shape[0], b.shape[1]) != (rank, rank):
         raise ValueError(
-            f"adapter of '{module}': A is {list(a.shape)} and B {list(b.shape)}, but adapter_config.json says "
+            f"adapter of '{module}': A is {list(a.shape)} and B {list(b.shape)}, but its configuration says "
             f"rank {rank}; copy both files from one save"
         )
     return Factor(a, b, alpha / (math.sqrt(rank) if config.use_rslora else rank))

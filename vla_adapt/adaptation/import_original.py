@@ -1,8 +1,8 @@
 """An adapter that the original OpenVLA's `finetune.py` saved, as a bundle of ours that is ready for serving.
 
-The original adapts "all-linear": beside what we adapt also the patch convolutions and `lm_head`, and what never
-runs, each tower's last block and SigLIP's attention pooling. The latter are dropped, the rest is taken over
-exactly.
+The original adapts "all-linear": beside what we adapt also the patch convolutions and `lm_head`, and what
+never runs, each tower's last block and SigLIP's attention pooling. What never runs is dropped, the rest is
+taken over exactly.
 """
 
 from __future__ import annotations
@@ -110,18 +110,18 @@ def import_adapter(
             or do not fit the robot, an existing `out`.
     """
     claim_folder(out, MANIFEST, overwrite)
-    config, tensors = read_saved_adapter(folder)
+    saved = read_saved_adapter(folder)
     key, entry = _entry(Path(folder), choices)
     statistics, embodiment, notes = adopt_statistics(entry, embodiment)
-    original = read_factors(config, tensors)
+    original = read_factors(saved.config, saved.tensors)
     base = OpenVLA.from_pretrained(base_dir)
-    check_complete(config, original, Checkpoint(base_dir))
+    check_complete(saved, original, Checkpoint(base_dir))
     factors, dropped = factors_to_ours(original, idle_modules(base))
     if "image_aug" in str(Path(folder).resolve()) and choices.center_crop == 1:
         notes.append("the folder's name says image_aug: such policies are served with --center-crop 0.9")
-    bundle = _bundle(base, config, factors, embodiment, statistics, choices)
-    bundle.facts = _facts(config, key, len(factors), dropped, notes)
-    bundle.card = _card(bundle, config, key)
+    bundle = _bundle(base, saved.config, factors, embodiment, statistics, choices)
+    bundle.facts = _facts(saved.config, key, len(factors), dropped, notes)
+    bundle.card = _card(bundle, saved.config, key)
     bundle = bundle.with_golden(_golden(bundle, base, choices))
     with told_disk_errors(out):
         bundle.save(out)

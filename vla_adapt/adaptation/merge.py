@@ -70,7 +70,7 @@ def merge_bundle(
         progress: called with what is being done.
 
     Raises:
-        ValueError: another base, nothing to merge, an existing `out`, no room, a difference that is not small.
+        ValueError: another base, nothing to merge, an existing `out`, no room, a difference not small.
     """
     claim_folder(out, "config.json", overwrite)
     _refuse_source(Path(out), bundle_dir, base_dir)
@@ -161,8 +161,8 @@ def _notes(bundle: Bundle, head: ActionHead) -> list[str]:
         where = f"its weights are in {HEAD_JSON}" if _has_weights(head) else "it has no weights"
         state = ", with state" if head.config.proprio else ""
         notes.append(
-            f"the head is '{head.config.kind}', horizon {head.horizon}{state} ({where}); predict_action of the "
-            "original knows single steps of tokens only"
+            f"the head is '{head.config.kind}', horizon {head.horizon}{state} ({where}); the original's "
+            "predict_action knows single steps of tokens only"
         )
     if bundle.observation.center_crop < 1:
         notes.append(f"the policy sees {bundle.observation}; crop images so (center_crop) before they go in")

@@ -55,9 +55,9 @@ class MergeReport:
         """Raise ValueError when the merged model does not answer as the adapted one."""
         kind = str(self.dtype).removeprefix("torch.")
         measured = (
-            f"'{self.robot}': the merged model differs by {self.difference:.3g} of the largest output (allowed "
-            f"{self.tolerance:.3g} in {kind}), its golden action chunk by {self.chunk_difference:.3g} of the half "
-            "range"
+            f"'{self.robot}': the merged model differs by {self.difference:.3g} of the largest output "
+            f"(allowed {self.tolerance:.3g} in {kind}), its golden action chunk by "
+            f"{self.chunk_difference:.3g} of the half range"
         )
         advice = "nothing was written; merge in a wider type (--dtype float32) or serve the adapter unmerged"
         same_chunk = self.chunk_difference <= max(self.tolerance, golden.tolerance)
@@ -65,8 +65,8 @@ class MergeReport:
             raise ValueError(f"{measured}; {advice}")
         if self.effect and self.difference > self.effect / 2:
             raise ValueError(
-                f"{measured}, while the adapter itself changes outputs by only {self.effect:.3g}: rounding to "
-                f"{kind} swallows it; {advice}"
+                f"{measured}, while the adapter itself changes outputs by only {self.effect:.3g}: "
+                f"rounding to {kind} swallows it; {advice}"
             )
 
 

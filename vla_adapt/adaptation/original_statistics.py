@@ -55,7 +55,7 @@ def read_dataset_statistics(file: str | Path) -> dict[str, Any]:
     file = Path(file)
     if not file.is_file():
         raise ValueError(
-            f"no statistics file {file}; OpenVLA's finetune.py writes {DATASET_STATISTICS} into its run folder"
+            f"no statistics file {file}; finetune.py writes {DATASET_STATISTICS} into its run folder"
         )
     try:
         tree = json.loads(file.read_text())
@@ -128,8 +128,8 @@ def passed_through(embodiment: Embodiment) -> tuple[Embodiment, list[str]]:
             continue
         if component.native_size != len(component.slot_indices):
             raise ValueError(
-                f"{embodiment.name}: action component {component.name!r} is {component.rotation}; the original "
-                "predicts one number per slot: give an embodiment with axis_angle or euler_xyz"
+                f"{embodiment.name}: action component {component.name!r} is {component.rotation}; the "
+                "original predicts one number per slot: give an embodiment with axis_angle or euler_xyz"
             )
         how = f"{component.rotation or 'position'} in the {component.frame} frame"
         notes.append(f"action component {component.name!r} ({how}) passes through as the robot's own numbers")
@@ -151,8 +151,8 @@ def _check_order(embodiment: Embodiment, slots: np.ndarray, unified: list[str] |
     if not (np.diff(slots) > 0).all():
         names = [component.name for component in embodiment.action]
         raise ValueError(
-            f"{embodiment.name} lists its action as {names}, out of slot order; the original predicts numbers in "
-            "the dataset's order: give an embodiment that lists them in slot order"
+            f"{embodiment.name} lists its action as {names}, out of slot order; the original predicts "
+            "numbers in the dataset's order: give an embodiment that lists them in slot order"
         )
 
 
@@ -167,7 +167,8 @@ def _bounds(
             got = f"{len(given)} numbers" if isinstance(given, list) else "none"
             names = ", ".join(component.name for component in embodiment.action)
             raise ValueError(
-                f"statistics: {got} in {key!r}, but {embodiment.name} has {width} ({names}); name the right robot"
+                f"statistics: {got} in {key!r}, but {embodiment.name} has {width} ({names}); "
+                "name the right robot"
             )
         found[key] = np.array(given, dtype=bool if key == "mask" else np.float64)
     q01, q99, mask = found["q01"], found["q99"], found["mask"]
@@ -175,8 +176,8 @@ def _bounds(
         raise ValueError(f"statistics: q01 {q01.tolist()} and q99 {q99.tolist()} must be finite, q01 <= q99")
     if (wrong := np.flatnonzero(mask & _grippers(slots))).size:
         raise ValueError(
-            f"statistics: number {int(wrong[0])} is the gripper of {embodiment.name} and its mask is true (or there "
-            "is no mask), so the original normalizes it; grippers pass unchanged here, 1 open and 0 closed"
+            f"statistics: number {int(wrong[0])} is the gripper of {embodiment.name} and its mask is true "
+            "(or there is no mask), so the original normalizes it; grippers pass unchanged here, 1 open and 0 closed"
         )
     return q01, q99, mask
 

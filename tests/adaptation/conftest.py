@@ -1,4 +1,4 @@
-"""Fixtures: base folders, a module tree with the original's names for PEFT to judge by, saved adapters."""
+"""Fixtures: base folders, saved adapters, bundles, and the original's module tree for PEFT to judge by."""
 
 from __future__ import annotations
 
@@ -6,14 +6,25 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from torch import nn
 
+from vla_adapt.actions.normalize import Statistics
+from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.adaptation.attach import adapter_tensors
+from vla_adapt.adaptation.bundle import Bundle, Golden
+from vla_adapt.adaptation.import_original import golden_image
+from vla_adapt.adaptation.robot_policy import ObservationConfig
+from vla_adapt.embodiment import Embodiment
 from vla_adapt.policy.checkpoint import Checkpoint
+from vla_adapt.policy.heads import HeadConfig, make_head
+from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny_tokenizer import EMPTY, build_tiny_tokenizer, save_tiny_tokenizer
 
 # What "all-linear" becomes on the original: base names of its linear layers ("proj" also hits convolutions).
@@ -21,21 +32,6 @@ ALL_LINEAR = (
     "qkv", "proj", "fc1", "fc2", "fc3", "q", "kv", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj",
     "up_proj", "down_proj", "lm_head",
 )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def parity_base(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The parity checkpoint with a tokenizer, and an `lm_head` that prefers action tokens, like a trained one.
-
-    Its random `lm_head` also picks ids that are no actions, where the original folds and ours never goes.
-    """
-    source = Checkpoint(shared_dir / "openvla_parity")
-    folder = tmp_path_factory.mktemp("parity") / "base"
-    tensors = {name: source.read(name).clone() for name in source.tensors}
-    head = tensors["language_model.lm_head.weight"]
-    head[: 1024 - 256] *= 0.01
-    head[1024:] *= 0.01
-    return write_base(folder, source.directory, tensors)
 
 
 def write_base(folder: Path, like: Path, tensors: dict[str, torch.Tensor]) -> Path:
@@ -60,30 +56,25 @@ class OriginalTree(nn.Module):
 
 
 def original_tree(base: Path) -> OriginalTree:
-    """Modules under the original's names with a checkpoint's weights: linear, convolution, bare parameters."""
+    """The original's modules with a checkpoint's weights: linear, convolution, or bare parameters."""
     checkpoint = Checkpoint(base)
     root = OriginalTree()
     for name, shape in checkpoint.shapes.items():
         path, _, leaf = name.rpartition(".")
-        parent = root
-        for word in path.split(".") if path else []:
+        parent, above, word = root, root, ""
+        for word in path.split("."):
             if word not in dict(parent.named_children()):
                 parent.add_module(word, nn.Module())
-            parent = parent.get_submodule(word)
+            above, parent = parent, parent.get_submodule(word)
         if leaf == "weight" and len(shape) in (2, 4) and "embed_tokens" not in name:
             bias = f"{path}.bias" in checkpoint.shapes
-            layer = (
-                nn.Linear(shape[1], shape[0], bias)
-                if len(shape) == 2
-                else nn.Conv2d(*shape[1::-1], shape[2], bias=bias)
-            )
-            grandparent, _, word = path.rpartition(".")
-            setattr(root.get_submodule(grandparent), word, layer)
+            linear = len(shape) == 2
+            layer = nn.Linear(*shape[::-1], bias) if linear else nn.Conv2d(3, shape[0], shape[2], bias=bias)
+            setattr(above, word, layer)
     for name in checkpoint.tensors:
         path, _, leaf = name.rpartition(".")
-        setattr(
-            root.get_submodule(path), leaf, nn.Parameter(checkpoint.read(name).clone(), requires_grad=False)
-        )
+        value = nn.Parameter(checkpoint.read(name).clone(), requires_grad=False)
+        setattr(root.get_submodule(path), leaf, value)
     return root
 
 
@@ -96,18 +87,45 @@ def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
 def save_original_adapter(base: Path, folder: Path, seed: int = 0, **changes: object) -> Path:
     """An adapter as `finetune.py` saves it, with random instead of trained B."""
     torch.manual_seed(seed)
-    fields: dict = {"r": 32, "lora_alpha": 16, "lora_dropout": 0.0, "init_lora_weights": "gaussian",
-                    "target_modules": list(ALL_LINEAR)}  # fmt: skip
+    fields: dict = {
+        "r": 32, "lora_alpha": 16, "lora_dropout": 0.0, "init_lora_weights": "gaussian",
+        "target_modules": list(ALL_LINEAR),
+    }  # fmt: skip
     model = get_peft_model(original_tree(base), LoraConfig(**fields | changes))
+    randomize(model, 0.02)
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def randomize(model: nn.Module, std: float) -> None:
+    """Random B; that of `lm_head` small, to leave the choice among action tokens to the base."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.02)
-            if "lm_head.lora_B" in name:  # leave the choice among action tokens to the base
-                parameter.mul_(0.01)
-    model.save_pretrained(str(folder))
-    shutil.copyfile(base / "config.json", folder / "base_config.json")
-    return folder
+            if ".lora_B." in name:
+                parameter.normal_(std=std * (0.01 if "lm_head" in name else 1))
+
+
+@pytest.fixture(scope="session")
+def original_stack() -> SimpleNamespace:
+    """The functions above: `.write_base`, `.tree`, `.merged`, `.save_adapter`."""
+    return SimpleNamespace(
+        write_base=write_base, tree=original_tree, merged=merged_by_peft, save_adapter=save_original_adapter
+    )
+
+
+@pytest.fixture(scope="session")
+def parity_base(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parity checkpoint with a tokenizer, and an `lm_head` that prefers action tokens as trained ones do.
+
+    Its random `lm_head` also picks ids that are no actions, where the original folds and ours never goes.
+    """
+    source = Checkpoint(shared_dir / "openvla_parity")
+    folder = tmp_path_factory.mktemp("parity") / "base"
+    tensors = {name: source.read(name).clone() for name in source.tensors}
+    head = tensors["language_model.lm_head.weight"]
+    head[: 1024 - 256] *= 0.01
+    head[1024:] *= 0.01
+    return write_base(folder, source.directory, tensors)
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +141,61 @@ def saved_adapter(parity_base: Path, tmp_path_factory: pytest.TempPathFactory) -
 def adapter_copy(saved_adapter: Path, tmp_path: Path) -> Path:
     """A copy of `saved_adapter` that a test may damage."""
     return Path(shutil.copytree(saved_adapter, tmp_path / "adapter"))
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_bundle(base, robot, head, std, **lora)`: a bundle with a random adapter and its golden pair."""
+
+    def make(
+        base: Path,
+        robot: str = "franka_panda",
+        head: HeadConfig = HeadConfig(kind="tokens", horizon=1, proprio=False),
+        std: float = 0.05,
+        **lora: object,
+    ) -> Path:
+        torch.manual_seed(0)
+        fields: dict = {"r": 4, "lora_alpha": 8, "target_modules": r".*\.(q_proj|k_proj|v_proj|fc1)"}
+        config = LoraConfig(**fields | lora)
+        model = OpenVLA.from_pretrained(base)
+        get_peft_model(model, config, adapter_name=robot)
+        randomize(model, std)
+        embodiment = Embodiment.load(robot)
+        bundle = Bundle(
+            embodiment=embodiment,
+            action_statistics=random_statistics(embodiment, "action"),
+            proprio_statistics=random_statistics(embodiment, "proprio"),
+            observation=ObservationConfig(),
+            base_fingerprint=model.fingerprint,
+            head=make_head(head, model, seed=0),
+            adapter_config=config,
+            adapter=adapter_tensors(model, robot),
+            card="---\nlibrary_name: peft\ntags: [vla_adapt, openvla]\n---\n\n# A card\n",
+        )
+        policy = bundle.attach(OpenVLA.from_pretrained(base))
+        golden = Golden(
+            golden_image(), np.full(embodiment.proprio_dim, 0.1), "lift the cube", np.zeros((1, 1))
+        )
+        golden = Golden(
+            golden.image, golden.state, golden.prompt, policy.act(golden.observation("primary")), 1e-3
+        )
+        folder = tmp_path_factory.mktemp("made") / robot
+        bundle.with_golden(golden).save(folder)
+        return folder
+
+    return make
+
+
+def random_statistics(embodiment: Embodiment, kind: str) -> Statistics:
+    """Statistics of random numbers in every slot the robot has."""
+    values = np.random.default_rng(5).normal(0.1, 0.5, (200, 32))
+    return Statistics.from_samples(values, ActionUnifier(embodiment, kind=kind).mask)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(make_bundle: Callable[..., Path], random_base: Path) -> Path:
+    """Franka Panda on the untrained tiny base: r=4 on q, k, v and fc1; a parallel head with state."""
+    return make_bundle(random_base, head=HeadConfig(kind="parallel", horizon=4, proprio=True))
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def _bounds(
     if (wrong := np.flatnonzero(mask & _grippers(slots))).size:
         raise ValueError(
             f"statistics: number {int(wrong[0])} is the gripper of {embodiment.name} and its mask is true "
-            "(or there is no mask), so the original normalizes it; grippers pass unchanged here, 1 open and 0 closed"
+            "(or there is no mask), so the original normalizes it; here grippers pass unchanged, 1 is open"
         )
     return q01, q99, mask
 

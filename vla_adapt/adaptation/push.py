@@ -40,7 +40,7 @@ class PushPlan:
 def plan_push(bundle_dir: str | Path, repo_id: str, base_model: str | None = None) -> PushPlan:
     """Verify a bundle and say what would be uploaded; needs no network.
 
-    Only the files of the bundle's own manifest go up. The card gets `base_model`, and the manifest that card's
+    Only the files of the bundle's own manifest go up. The card gets `base_model` and the manifest its new
     checksum, so that what comes down is a valid bundle again; the folder here stays as it is.
 
     Args:

@@ -33,12 +33,25 @@ ALL_LINEAR = (
     "up_proj", "down_proj", "lm_head",
 )  # fmt: skip
 
+# Of the parity checkpoint: one dataset with a gripper mask, one without any mask.
+NORM_STATS = {
+    "ds_a": {"action": {
+        "q01": [-0.5, -0.4, -0.3, -0.2, -0.15, -0.1, 0.0], "q99": [0.45, 0.55, 0.35, 0.25, 0.2, 0.3, 1.0],
+        "mask": [True] * 6 + [False],
+        "mean": [0.0] * 7, "std": [1.0] * 7, "max": [1.0] * 7, "min": [-1.0] * 7,
+    }},
+    "ds_b": {"action": {
+        "q01": [-1.5, -2.0, 0.1, -0.02, -0.7, -3.1, -0.9], "q99": [1.5, 2.5, 0.9, 0.03, 0.8, 3.2, 0.95],
+    }},
+}  # fmt: skip
+
 
 def write_base(folder: Path, like: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    """A checkpoint folder with other weights than `like`, the tiny tokenizer and its empty token."""
+    """A checkpoint folder like `like` with other weights, `NORM_STATS` and the tiny tokenizer."""
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((like / "config.json").read_text())
+    config["norm_stats"] = NORM_STATS
     config["empty_token_id"] = build_tiny_tokenizer().token_to_id(EMPTY)
     (folder / "config.json").write_text(json.dumps(config))
     save_tiny_tokenizer(folder)
@@ -114,26 +127,31 @@ def original_stack() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def parity_base(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The parity checkpoint with a tokenizer, and an `lm_head` that prefers action tokens as trained ones do.
+def original_base(
+    random_base: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Path:
+    """The parity checkpoint where it is there, else the tiny one; with a tokenizer and `NORM_STATS`.
 
-    Its random `lm_head` also picks ids that are no actions, where the original folds and ours never goes.
+    Its `lm_head` prefers action tokens, as trained ones do: a random one also picks ids that are no actions,
+    which the original folds and our token head never considers.
     """
-    source = Checkpoint(shared_dir / "openvla_parity")
-    folder = tmp_path_factory.mktemp("parity") / "base"
+    try:
+        like = request.getfixturevalue("shared_dir") / "openvla_parity"
+    except pytest.skip.Exception:
+        like = random_base
+    source = Checkpoint(like)
     tensors = {name: source.read(name).clone() for name in source.tensors}
     head = tensors["language_model.lm_head.weight"]
-    head[: 1024 - 256] *= 0.01
-    head[1024:] *= 0.01
-    return write_base(folder, source.directory, tensors)
+    head[: len(head) - 64 - 256] *= 0.01
+    head[-64:] *= 0.01
+    return write_base(tmp_path_factory.mktemp("original") / "base", like, tensors)
 
 
 @pytest.fixture(scope="session")
-def saved_adapter(parity_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """r=32, alpha=16, all-linear, on the parity checkpoint, with its `ds_a` statistics beside it."""
-    folder = save_original_adapter(parity_base, tmp_path_factory.mktemp("adapter") / "vla+ds_a")
-    norm_stats = json.loads((parity_base / "config.json").read_text())["norm_stats"]
-    (folder / "dataset_statistics.json").write_text(json.dumps({"ds_a": norm_stats["ds_a"]}))
+def saved_adapter(original_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """r=32, alpha=16, all-linear, on `original_base`, with its `ds_a` statistics beside it."""
+    folder = save_original_adapter(original_base, tmp_path_factory.mktemp("adapter") / "vla+ds_a")
+    (folder / "dataset_statistics.json").write_text(json.dumps({"ds_a": NORM_STATS["ds_a"]}))
     return folder
 
 

@@ -61,7 +61,7 @@ def test_the_folder_is_a_whole_original_checkpoint(tiny_bundle: Path, random_bas
 def test_notes_say_what_the_original_will_not_know(tiny_bundle: Path, random_base: Path, tmp_path: Path):
     notes = merge_bundle(tiny_bundle, random_base, tmp_path / "m").notes
     assert "SI units" in notes[0]
-    assert "the head is 'parallel', horizon 4, with state (its weights are in head.json)" in notes[1]
+    assert "the head is 'parallel', horizon 4, with state (in head.json)" in notes[1]
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 2e-2), (torch.float16, 5e-3)])

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft import LoraConfig
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 
 from vla_adapt.adaptation.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Bundle
 from vla_adapt.adaptation.factors import read_factors, write_factors
 from vla_adapt.adaptation.folder import atomic_folder, claim_folder, told_disk_errors
+from vla_adapt.adaptation.original_head import is_originals, stored_head
 from vla_adapt.adaptation.original_names import factors_to_original
 from vla_adapt.adaptation.original_statistics import DATASET_STATISTICS, norm_stats_entry
 from vla_adapt.policy.heads import HEAD_JSON, HEAD_WEIGHTS
@@ -51,7 +52,7 @@ class ExportReport:
 def export_bundle(
     bundle_dir: str | Path, to: Target, out: str | Path, overwrite: bool = False
 ) -> ExportReport:
-    """Write a PEFT folder with statistics, and the head's files when the head has weights.
+    """Write a PEFT folder with statistics, and with the head's files unless it is the original's own head.
 
     Args:
         bundle_dir: the robot's bundle.
@@ -96,12 +97,12 @@ def _fields(config: LoraConfig) -> dict[str, Any]:
 
 
 def _copy_head(bundle_dir: Path, folder: Path) -> bool:
-    """Copy the head's files unless it has no weights; returns whether it has."""
-    weights = (bundle_dir / HEAD_WEIGHTS).read_bytes()
-    if not load(weights):
+    """Copy the head's files unless it is the original's own; returns whether it is another."""
+    config = stored_head(bundle_dir)
+    if config is None or is_originals(config):
         return False
-    (folder / HEAD_WEIGHTS).write_bytes(weights)
-    (folder / HEAD_JSON).write_bytes((bundle_dir / HEAD_JSON).read_bytes())
+    for name in (HEAD_JSON, HEAD_WEIGHTS):
+        (folder / name).write_bytes((bundle_dir / name).read_bytes())
     return True
 
 

@@ -24,6 +24,7 @@ from vla_adapt.adaptation.bundle import MANIFEST, Bundle, Golden
 from vla_adapt.adaptation.card import model_card
 from vla_adapt.adaptation.factors import Factor, read_factors, write_factors
 from vla_adapt.adaptation.folder import claim_folder, told_disk_errors
+from vla_adapt.adaptation.original_head import ORIGINAL_HEAD, describe, is_originals, stored_head
 from vla_adapt.adaptation.original_names import factors_to_ours
 from vla_adapt.adaptation.original_statistics import (
     DATASET_STATISTICS,
@@ -34,7 +35,7 @@ from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.adaptation.saved_adapter import check_complete, idle_modules, read_saved_adapter
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.policy.checkpoint import Checkpoint
-from vla_adapt.policy.heads import HeadConfig, make_head
+from vla_adapt.policy.heads import make_head
 from vla_adapt.policy.norm_stats import dataset_stats
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.suggest import did_you_mean
@@ -111,6 +112,7 @@ def import_adapter(
     """
     claim_folder(out, MANIFEST, overwrite)
     saved = read_saved_adapter(folder)
+    _refuse_other_head(Path(folder))
     key, entry = _entry(Path(folder), choices)
     statistics, embodiment, notes = adopt_statistics(entry, embodiment)
     original = read_factors(saved.config, saved.tensors)
@@ -126,6 +128,15 @@ def import_adapter(
     with told_disk_errors(out):
         bundle.save(out)
     return ImportReport(bundle.robot, len(factors), tuple(dropped), key, tuple(notes))
+
+
+def _refuse_other_head(folder: Path) -> None:
+    head = stored_head(folder)
+    if head is not None and not is_originals(head):
+        raise ValueError(
+            f"the adapter in {folder} was trained with a head of vla_adapt ({describe(head)}), an import "
+            "makes the original's token head; serve the bundle it was exported from"
+        )
 
 
 def _entry(folder: Path, choices: ImportChoices) -> tuple[str, Mapping[str, Any]]:
@@ -157,7 +168,7 @@ def _bundle(
             camera=_camera(embodiment, choices.camera), center_crop=choices.center_crop
         ),
         base_fingerprint=base.fingerprint,
-        head=make_head(HeadConfig(kind="tokens", horizon=1, proprio=False), base),
+        head=make_head(ORIGINAL_HEAD, base),
         adapter_config=own_config,
         adapter=tensors,
     )

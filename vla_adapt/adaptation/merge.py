@@ -27,6 +27,7 @@ from vla_adapt.adaptation.merge_check import (
     golden_of,
     hidden_and_logits,
 )
+from vla_adapt.adaptation.original_head import describe, is_originals
 from vla_adapt.adaptation.original_statistics import DATASET_STATISTICS, norm_stats_entry
 from vla_adapt.adaptation.robot_policy import RobotPolicy
 from vla_adapt.policy.checkpoint import Checkpoint
@@ -127,7 +128,7 @@ def merge_factors(
 
 
 def _write(policy: RobotPolicy, dtype: torch.dtype, folder: Path) -> ActionHead:
-    """Checkpoint, statistics and, where it has weights, the head; returns the head."""
+    """Checkpoint, statistics and, unless it is the original's own, the head; returns the head."""
     model, head = policy.model.to(dtype), policy.head
     entry = norm_stats_entry(policy.action_statistics)
     model.config.norm_stats[policy.robot] = entry
@@ -135,17 +136,17 @@ def _write(policy: RobotPolicy, dtype: torch.dtype, folder: Path) -> ActionHead:
     file = folder / DATASET_STATISTICS
     known = json.loads(file.read_text()) if file.is_file() else {}
     file.write_text(json.dumps(known | {policy.robot: entry}, indent=2) + "\n")
-    if _has_weights(head):
+    if not is_originals(head.config):
         save_head(head, folder)
     return head
 
 
 def _reload(bundle: Bundle, head: ActionHead, folder: Path, dtype: torch.dtype, device: str) -> RobotPolicy:
-    """The policy as it lies on disk; a head without weights is taken as it is."""
+    """The policy as it lies on disk; the original's own head has no weights and is taken as it is."""
     model = OpenVLA.from_pretrained(folder, dtype, device)
     return RobotPolicy(
         model=model,
-        head=load_head(folder, model) if _has_weights(head) else head,
+        head=head if is_originals(head.config) else load_head(folder, model),
         embodiment=bundle.embodiment,
         action_statistics=bundle.action_statistics,
         proprio_statistics=bundle.proprio_statistics,
@@ -157,20 +158,14 @@ def _reload(bundle: Bundle, head: ActionHead, folder: Path, dtype: torch.dtype, 
 def _notes(bundle: Bundle, head: ActionHead) -> list[str]:
     """What `predict_action` of the original will not do by itself for this robot."""
     notes = [f"norm_stats['{bundle.robot}'] is in SI units of the unified slots, gripper 1 open and 0 closed"]
-    if head.config.kind != "tokens" or head.horizon != 1 or head.config.proprio:
-        where = f"its weights are in {HEAD_JSON}" if _has_weights(head) else "it has no weights"
-        state = ", with state" if head.config.proprio else ""
+    if not is_originals(head.config):
         notes.append(
-            f"the head is '{head.config.kind}', horizon {head.horizon}{state} ({where}); the original's "
-            "predict_action knows single steps of tokens only"
+            f"the head is {describe(head.config)} (in {HEAD_JSON}); the original's predict_action knows "
+            "single steps of tokens only"
         )
     if bundle.observation.center_crop < 1:
         notes.append(f"the policy sees {bundle.observation}; crop images so (center_crop) before they go in")
     return notes
-
-
-def _has_weights(head: ActionHead) -> bool:
-    return any(True for _ in head.parameters())
 
 
 def _stored_dtype(stored: Checkpoint) -> torch.dtype:

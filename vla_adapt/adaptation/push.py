@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
@@ -18,6 +17,11 @@ from vla_adapt.adaptation.bundle import MANIFEST, Bundle, read_manifest
 
 CARD = "README.md"
 _FENCE = "---\n"
+_HTTP_LIBRARIES = (
+    "httpx",
+    "httpx2",
+    "requests",
+)  # huggingface_hub's, by version; their errors share no class
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,9 @@ def push(plan: PushPlan, private: bool = False, endpoint: str | None = None, tok
         status = error.response.status_code
         advice = "check the token and that it may write there" if status in (401, 403) else "try again later"
         raise ValueError(f"the Hub refused {plan.repo_id} ({_first_line(error)}); {advice}") from error
-    except httpx.HTTPError as error:
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
+            raise
         raise ValueError(f"cannot reach the Hub at {api.endpoint} ({_first_line(error)})") from error
     return str(commit.commit_url)
 

@@ -85,6 +85,9 @@ def _config(folder: Path) -> LoraConfig:
     if not isinstance(config, LoraConfig):
         kind = getattr(config, "peft_type", None)
         raise ValueError(f"{folder / ADAPTER_CONFIG} is of type {kind}; only LoRA adapters are read")
+    if not all(isinstance(number, int | float) and number > 0 for number in (config.r, config.lora_alpha)):
+        got = f"r {config.r!r} and lora_alpha {config.lora_alpha!r}"
+        raise ValueError(f"{folder / ADAPTER_CONFIG} has {got}; wanted numbers above 0")
     return config
 
 

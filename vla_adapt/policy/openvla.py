@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -164,6 +164,12 @@ class OpenVLA(nn.Module):
         """Image tokens per image."""
         return self.vision_backbone.num_patches
 
+    @property
+    def vision_trains(self) -> bool:
+        """Whether anything of the towers or the projector wants a gradient."""
+        parts = (self.vision_backbone, self.projector)
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the language model."""
         return self.language_model.get_input_embeddings()
@@ -206,6 +212,8 @@ class OpenVLA(nn.Module):
         extra: Float[torch.Tensor, "B K D"] | None = None,
         bidirectional: bool = False,
         patches: Float[torch.Tensor, "B P D"] | None = None,
+        patches_valid: Bool[torch.Tensor, "B P"] | None = None,
+        extra_valid: Bool[torch.Tensor, "B K"] | None = None,
     ) -> Float[torch.Tensor, "B L D"]:
         """Final hidden states of [BOS, patches, text, extra].
 
@@ -216,6 +224,8 @@ class OpenVLA(nn.Module):
             extra: embeddings placed after each row's text.
             bidirectional: full attention over everything but padding instead of causal attention.
             patches: result of `project` (or any prefix tokens) when the caller has it already.
+            patches_valid: which of them are attended to; None: all.
+            extra_valid: which of `extra` are attended to; None: all.
         """
         if patches is None:
             if pixel_values is None:
@@ -225,8 +235,9 @@ class OpenVLA(nn.Module):
         if extra is not None:
             embeds = torch.cat([embeds, extra.to(embeds.dtype)], dim=1)
         return self._decode(
-            embeds, input_ids, attention_mask, patches.shape[1], bidirectional
-        ).last_hidden_state
+            embeds, input_ids, attention_mask, patches.shape[1], bidirectional,
+            patches_valid=patches_valid, extra_valid=extra_valid,
+        ).last_hidden_state  # fmt: skip
 
     def _decode(
         self,
@@ -236,6 +247,8 @@ class OpenVLA(nn.Module):
         patches: int,
         bidirectional: bool = False,
         output_hidden_states: bool = False,
+        patches_valid: Bool[torch.Tensor, "B P"] | None = None,
+        extra_valid: Bool[torch.Tensor, "B K"] | None = None,
     ) -> Any:
         extra = embeds.shape[1] - patches - input_ids.shape[1]
         padded = attention_mask is not None and not bool(attention_mask.all())
@@ -243,9 +256,11 @@ class OpenVLA(nn.Module):
             mask = torch.ones_like(input_ids, dtype=torch.bool)
         else:
             mask = right_padded(attention_mask)
+        valid = valid_positions(mask, patches, extra, patches_valid, extra_valid)
+        holes = padded or patches_valid is not None or extra_valid is not None
         return self.language_model.model(
             inputs_embeds=embeds,
-            attention_mask=attention_pattern(valid_positions(mask, patches, extra), padded, bidirectional),
+            attention_mask=attention_pattern(valid, holes, bidirectional),
             position_ids=position_ids(mask, patches, extra),
             use_cache=False,
             output_hidden_states=output_hidden_states,

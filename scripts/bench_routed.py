@@ -1,10 +1,10 @@
 """Time of a training step over one batch that mixes robots, each row through its own LoRA adapter.
 
 Forward, backward and AdamW of OpenVLA with random weights, LoRA of rank 16 on all linear layers, against
-the same batch (a) as one sub-batch per robot, each with its own adapter active in plain PEFT, gradients summed,
-and (b) through one plain PEFT adapter. The floor is the same pass without any adapter. On the CPU: processor
-time of one thread, for the tiny twin and for a model of ordinary layer widths; on a GPU: wall time, for layers
-of the 7B model in bfloat16. Variants take turns; ratios are medians over turns.
+the same batch (a) as one sub-batch per robot, each with its own adapter active in plain PEFT, gradients
+summed, and (b) through one plain PEFT adapter. The floor is the same pass without any adapter. On the CPU:
+processor time of one thread, for the tiny twin and for a model of ordinary layer widths; on a GPU: wall time,
+for layers of the 7B model in bfloat16. Variants take turns; ratios are medians over turns.
 
 A second table compares, for one layer, the two ways of the low-rank product (see adaptation/low_rank.py).
 
@@ -71,12 +71,12 @@ def sizes(quick: bool) -> list[Size]:
         tower = {"width": 1024, "depth": 4, "heads": 16}
         return [Size("7B layers", 16, 5 if quick else 20, layers, tower, image=224)]
     wide = {
-        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 3,
+        "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2,
         "num_attention_heads": 12, "num_key_value_heads": 12,
     }  # fmt: skip
     return [
-        Size("tiny twin", 32, 5 if quick else 15, {}, {"width": 64, "depth": 3, "heads": 4}),
-        Size("width 768", 16, 3 if quick else 11, wide, {"width": 256, "depth": 3, "heads": 4}),
+        Size("tiny twin", 32, 4 if quick else 9, {}, {"width": 64, "depth": 3, "heads": 4}),
+        Size("width 768", 16, 3 if quick else 5, wide, {"width": 256, "depth": 3, "heads": 4}),
     ]
 
 
@@ -142,7 +142,7 @@ def measure(size: Size, robots: int, shared: bool) -> dict[str, Any]:
 def variants(
     model: OpenVLA, names: list[str], batch: tuple[Tensor, Tensor]
 ) -> dict[str, Callable[[], Tensor]]:
-    """Name -> what gives a step's loss. The base alone trains its positions, so that it has a backward pass."""
+    """Name -> what gives a step's loss. The base alone trains its positions: it wants a backward pass too."""
     ids, pixels = batch
     rows = [name for name in names for _ in range(len(ids) // len(names))]
 
@@ -202,7 +202,7 @@ def make_batch(model: OpenVLA, size: Size) -> tuple[Tensor, Tensor]:
 
 
 def layer_shapes() -> list[tuple[int, int, int, int]]:
-    """Rows, width in, width out, robots: decoding, the tiny twin's training, ordinary widths, the 7B model."""
+    """Rows, width in, width out, robots: of decoding and of training."""
     if DEVICE == "cuda":
         widths = [(4096, 4096), (4096, 11008), (11008, 4096), (1024, 4096)]
         return [(rows, *width, robots) for robots in (4, 8) for rows in (8, 4608) for width in widths]

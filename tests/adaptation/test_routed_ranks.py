@@ -27,7 +27,7 @@ dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 model = OpenVLA.from_pretrained(base)
 Lora(rank=2, shared=SharedLora(rank=2)).prepare(model, ["absent", "left", "mid", "right"])
-trained = {name: parameter for name, parameter in model.double().named_parameters() if parameter.requires_grad}
+trained = {name: p for name, p in model.double().named_parameters() if p.requires_grad}
 draw = torch.Generator().manual_seed(0)
 for parameter in trained.values():
     torch.nn.init.normal_(parameter, std=0.1, generator=draw)
@@ -43,7 +43,7 @@ def gradients(module, share, scale):
             with route(module, rows[share]):
                 logits = module(ids[micro, share], pixel_values=pixels[micro, share]).logits
             (logits.square().mean(dim=(1, 2)).sum() * scale).backward()
-    found = {name: None if parameter.grad is None else parameter.grad.clone() for name, parameter in trained.items()}
+    found = {name: None if p.grad is None else p.grad.clone() for name, p in trained.items()}
     model.zero_grad(set_to_none=True)
     return found
 

@@ -26,10 +26,13 @@ class OptimizerConfig(BaseModel):
 def make_optimizer(
     config: OptimizerConfig, groups: dict[str, list[torch.nn.Parameter]], steps: int
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """One AdamW with a parameter group per robot, and its schedule over `steps` steps."""
+    """One AdamW with a parameter group per robot, and its schedule over `steps` steps.
+
+    Fused: adapters are many small tensors, whose unfused step costs the CPU a tenth of a small model's step.
+    """
     params = [{"params": parameters, "name": robot} for robot, parameters in groups.items() if parameters]
     optimizer = torch.optim.AdamW(
-        params, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=False
+        params, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
     )
 
     def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""What a run leaves: own and shared adapter as one; robots whose data lacks a state or an action component."""
+"""What a run leaves: own and shared adapter as one; robots whose data lacks a state or a component."""
 
 from __future__ import annotations
 

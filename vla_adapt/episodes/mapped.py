@@ -52,7 +52,7 @@ class MappedDataset:
         self.name, self.split, self.path = store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
         self.store = store
-        check_entry(store, entry, embodiment)
+        check_entry(store, entry)
         widths = number_widths(store, entry)
         self._action = NativeVector(embodiment, "action", entry.action, widths, self.name)
         self._state = NativeVector(embodiment, "proprio", entry.state, widths, self.name)

@@ -33,9 +33,9 @@ class MappedDataset:
         embodiment: the robot.
         check: look for non-finite actions and states now rather than when they are met.
         on_error: what to do about episodes that have any: refuse the dataset, or leave them out, say so in
-            one warning and list them in `skipped`. With "skip", too, an image that cannot be read does not
-            end a run: the nearest earlier (else later) one of its episode stands in, told by a warning and
-            listed once (in the process that met it).
+            one warning and list them in `skipped`. With "skip" and `check` an image that cannot be read does
+            not end a run: the nearest earlier (else later) one of its episode stands in, told by a warning
+            and listed once (in the process that met it).
 
     Attributes:
         skipped: what was left out, by the store or for NaN, or stood in for: where and why.
@@ -53,7 +53,8 @@ class MappedDataset:
         on_error: OnError = "error",
     ):
         self.name, self.split, self.path = store.name, store.split, store.path
-        self.entry, self.embodiment, self.on_error = entry, embodiment, on_error
+        self.entry, self.embodiment = entry, embodiment
+        self._stands_in = check and on_error == "skip"
         self.store = store
         check_entry(store, entry)
         widths = number_widths(store, entry)
@@ -213,7 +214,7 @@ class MappedDataset:
             image = self.store.image(self.entry.cameras[camera], index, self._drop_first + t)
         except ValueError as error:
             where = f"{self.name}: episode {self.episode_id(index)} step {t} camera '{camera}'"
-            if self.on_error == "error":
+            if not self._stands_in:
                 raise ValueError(f"{where}: {error}") from None
             image = self._stand_in(index, t, camera, f"{where}: {error}")
         return undo_quirks(image, self.entry.image_quirks.get(camera, ()))

@@ -82,6 +82,10 @@ class Recipe(BaseModel):
     policy: PolicyConfig = PolicyConfig()
     augmentation: AugmentationConfig = AugmentationConfig(enabled=False)
     adaptation: Method = Lora()
+    warm_start: dict[str, str] = Field(
+        default_factory=dict,
+        description="robot -> folder of its bundle, from which its adapter and head start",
+    )
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

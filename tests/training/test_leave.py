@@ -1,4 +1,4 @@
-"""What a run leaves for robots whose data lacks something: no state at all, or an action component."""
+"""What a run leaves: own and shared adapter as one; robots whose data lacks a state or an action."""
 
 from __future__ import annotations
 
@@ -165,3 +165,14 @@ def test_a_state_component_that_no_data_records_is_masked_when_served(
     answers = [served.act(ask | {"state": state}) for state in (first, turned, moved)]
     np.testing.assert_array_equal(answers[0], answers[1])
     assert not np.array_equal(answers[0], answers[2])
+
+
+def test_own_and_shared_adapter_are_left_as_one(make_recipe: MakeRecipe, tmp_path: Path, random_base: Path):
+    adaptation = {"kind": "lora", "rank": 4, "alpha": 8, "shared": {"rank": 2, "alpha": 8}}
+    run = train(make_recipe(str(tmp_path / "run"), adaptation=adaptation))
+    base = OpenVLA.from_pretrained(random_base)
+    for robot in ("ur5e", "bimanual_panda"):
+        bundle = Bundle.load(run / "bundles" / robot)
+        assert bundle.adapter_config is not None
+        assert bundle.adapter_config.r == 6
+        assert bundle.verify(base).max_difference < 1e-4

@@ -6,6 +6,7 @@ statistics.json                                  action and proprio statistics, 
                                                  proprio is null when it was trained without any state
 embodiment.yaml                                  the robot as data
 golden.npz                                       one observation and the action chunk it must give
+action_adapter.json, action_adapter.safetensors  the map from another robot's actions (optional)
 bundle.json                                      format, base fingerprint, recipe, checksums, metrics
 README.md                                        model card
 """
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_adapt.actions.normalize import Statistics
+from vla_adapt.adaptation.action_adapter import ADAPTER_JSON, ActionAdapter, check_side
 from vla_adapt.adaptation.attach import attach_adapter
 from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
@@ -64,6 +66,14 @@ class Golden:
         )  # fmt: skip
 
     @staticmethod
+    def record(
+        policy: RobotPolicy, image: np.ndarray, state: np.ndarray | None, prompt: str, tolerance: float
+    ) -> Golden:
+        """What `policy` answers to an observation."""
+        asked = Golden(image, state, prompt, np.zeros(0), tolerance)
+        return replace(asked, actions=policy.act(asked.observation(policy.camera)))
+
+    @staticmethod
     def load(file: Path) -> Golden:
         with np.load(file, allow_pickle=False) as stored:
             return Golden(
@@ -97,6 +107,7 @@ class Bundle:
     adapter_config: LoraConfig | None = None
     adapter: dict[str, Tensor] = field(default_factory=dict)
     golden: Golden | None = None
+    action_adapter: ActionAdapter | None = None
     constants: Constants = field(default_factory=dict)
     card: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -122,6 +133,9 @@ class Bundle:
             (aside / "embodiment.yaml").write_text(self.embodiment.to_text())
             if self.golden is not None:
                 self.golden.save(aside / "golden.npz")
+            if self.action_adapter is not None:
+                check_side(self.action_adapter.target, self.embodiment, "target", str(folder))
+                self.action_adapter.save(aside)
             (aside / "README.md").write_text(self.card)
             _dump(aside / MANIFEST, self._manifest(aside))
 
@@ -149,8 +163,10 @@ class Bundle:
         _check_files(folder, manifest)
         statistics = json.loads((folder / "statistics.json").read_text())
         adapted, proprio = bool(manifest["adapter"]), statistics["proprio"]
+        embodiment = Embodiment.from_text((folder / "embodiment.yaml").read_text())
+        mapped = ADAPTER_JSON in manifest["files"]
         return Bundle(
-            embodiment=Embodiment.from_text((folder / "embodiment.yaml").read_text()),
+            embodiment=embodiment,
             action_statistics=Statistics.from_dict(statistics["action"]),
             proprio_statistics=None if proprio is None else Statistics.from_dict(proprio),
             observation=ObservationConfig(**manifest["observation"]),
@@ -158,6 +174,7 @@ class Bundle:
             adapter_config=_lora_config(folder) if adapted else None,
             adapter=load_file(folder / ADAPTER_WEIGHTS) if adapted else {},
             golden=Golden.load(folder / "golden.npz") if "golden.npz" in manifest["files"] else None,
+            action_adapter=ActionAdapter.load(folder, target=embodiment) if mapped else None,
             constants={name: tuple(numbers) for name, numbers in manifest.get("constants", {}).items()},
             card=(folder / "README.md").read_text(),
             facts=manifest["facts"],

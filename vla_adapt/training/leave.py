@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import LoraConfig
 
-from vla_adapt.adaptation.attach import adapter_tensors
 from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.evaluation.open_loop import OpenLoopResult
@@ -42,8 +40,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
     head = learner.heads[name]
     assert isinstance(head, ActionHead)
     facts = _facts(setting, robot, result)
-    config = learner.model.peft_config[name] if learner.adapted else None  # type: ignore[index]
-    assert config is None or isinstance(config, LoraConfig)
+    config, adapter = concatenated(learner.model, name) if learner.adapted else (None, {})
     bundle = Bundle(
         embodiment=robot.embodiment,
         action_statistics=robot.action,
@@ -52,7 +49,8 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         base_fingerprint=base,
         head=head,
         adapter_config=config,
-        adapter=adapter_tensors(learner.model, name) if learner.adapted else {},
+        adapter=adapter,
+        action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
         constants=recipe.policy.constants.get(name, {}),
         facts=facts,
     )
@@ -113,8 +111,7 @@ def _golden(setting: Setting, name: str) -> Golden:
     policy = setting.policy(name)
     image, state = episode.image(0, policy.camera), _state(robot) if policy.reads_state else None
     tolerance = _tolerance(policy.head, setting.recipe.train.precision)
-    asked = Golden(image, state, episode.instruction, np.zeros(0), tolerance)
-    return replace(asked, actions=policy.act(asked.observation(policy.camera)))
+    return Golden.record(policy, image, state, episode.instruction, tolerance)
 
 
 def _state(robot: Robot) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -27,8 +26,6 @@ from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
 
 DONE = "summary.json"
-
-Ids = dict[str, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
@@ -96,16 +93,16 @@ def _run_steps(accelerator: Accelerator, setting: Setting, folder: Path) -> None
             open_logs.enter_context(samples)
         for step, (loaded, ids) in enumerate(loader, start=point.step):
             torch.manual_seed(recipe.seed + step * accelerator.num_processes + accelerator.process_index)
-            batches = {robot: batch.to(accelerator.device) for robot, batch in loaded.items()}
+            batch = loaded.to(accelerator.device)
             with accelerator.autocast():
-                output = wrapped(batches)
-            _check_finite(output, ids, step)
+                output = wrapped(batch)
+            _check_finite(output, ids, batch.robots, step)
             accelerator.backward(output["loss"])
             clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            log.step(step + 1, output, batches, float(schedule.get_last_lr()[0]))
+            log.step(step + 1, output, batch, float(schedule.get_last_lr()[0]))
             if samples is not None:
                 samples.step(step + 1, ids)
             if (step + 1) % recipe.train.save_every == 0:
@@ -127,7 +124,7 @@ def _loader(accelerator: Accelerator, setting: Setting, point: Resumed) -> Mixtu
     loader = make_loader(
         setting.mixture, train.batch_size, accelerator.process_index, accelerator.num_processes,
         steps=train.steps, num_workers=train.workers,
-        collate=partial(with_ids, setting.builder, list(setting.robots)),
+        collate=partial(collate, setting.builder, list(setting.robots)),
     )  # fmt: skip
     if point.differs:
         accelerator.print(
@@ -145,36 +142,23 @@ def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: in
     return SampleLog(folder, accelerator.process_index, accelerator.num_processes, done)
 
 
-def with_ids(
+def collate(
     builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, PolicyBatch], Ids]:
-    """`by_robot` of the windows, and which samples each robot's rows are; runs in loader processes."""
-    ids: Ids = defaultdict(list)
-    for item in windows:
-        ids[item["robot"]].append(SampleId.of(item))
-    return by_robot(builder, robots, windows), dict(ids)
+) -> tuple[PolicyBatch, list[SampleId]]:
+    """Windows as one batch, robot after robot, and which samples its rows are; runs in loader processes."""
+    ordered = sorted(windows, key=lambda item: robots.index(item["robot"]))
+    return builder.windows(ordered), [SampleId.of(item) for item in ordered]
 
 
-def by_robot(
-    builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
-) -> dict[str, PolicyBatch]:
-    """Windows as one `PolicyBatch` per robot, in the order of `robots`; runs in loader processes."""
-    rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for item in windows:
-        rows[item["robot"]].append(item)
-    return {robot: builder.windows(rows[robot]) for robot in robots if robot in rows}
-
-
-def _check_finite(output: dict[str, torch.Tensor], ids: Ids, step: int) -> None:
+def _check_finite(
+    output: dict[str, torch.Tensor], ids: Sequence[SampleId], robots: Sequence[str], step: int
+) -> None:
     if torch.isfinite(output["loss"]):
         return
-    losses = {
-        robot: output[f"{robot}/loss"] + output.get(f"{robot}/auxiliary", torch.zeros(())).to(output["loss"])
-        for robot in ids
-    }
+    losses = output["loss_per_sample"] + output.get("auxiliary", torch.zeros(())).to(output["loss"])
     raise ValueError(
-        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids)}; lower the "
-        "learning rate or look at these samples; the last resume point is untouched"
+        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids, robots)}; lower "
+        "the learning rate or look at these samples; the last resume point is untouched"
     )
 
 

@@ -74,11 +74,9 @@ class RunLog:
             self._file.close()
             self._board.close()
 
-    def step(
-        self, step: int, output: dict[str, torch.Tensor], batches: dict[str, PolicyBatch], rate: float
-    ) -> None:
+    def step(self, step: int, output: dict[str, torch.Tensor], batch: PolicyBatch, rate: float) -> None:
         """Account for finished step number `step` (from 1); every `log_every`-th and the last are written."""
-        self._meter.add(output, batches)
+        self._meter.add(output, batch)
         if step % self._train.log_every == 0 or step == self._train.steps:
             sums = self.sums()
             self._meter.reset()

@@ -5,24 +5,26 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
+from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.adaptation.constants import Constants, check_constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.method import Full
 from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
+from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics import robot_statistics
 from vla_adapt.policy.batch import BatchBuilder
-from vla_adapt.policy.heads import ActionHead, load_head, make_head
+from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
@@ -50,7 +52,12 @@ class Robot:
 
 @dataclass
 class Setting:
-    """All that a run needs, on the CPU; `notes` say what of the data was left out."""
+    """All that a run needs, on the CPU.
+
+    Attributes:
+        notes: what of the data was left out.
+        warm: robot -> the bundle it started from.
+    """
 
     recipe: Recipe
     robots: dict[str, Robot]
@@ -59,6 +66,7 @@ class Setting:
     builder: BatchBuilder
     base_fingerprint: str
     notes: list[str]
+    warm: dict[str, Bundle] = field(default_factory=dict)
 
     def policy(self, robot: str) -> RobotPolicy:
         """The policy of one robot as it stands."""
@@ -85,6 +93,7 @@ def prepare(recipe: Recipe) -> Setting:
     heads = _heads(recipe, model, list(robots))
     adapted = recipe.adaptation.kind == "lora"
     recipe.adaptation.prepare(model, list(robots))
+    warm = _warm_start(recipe, model, heads, robots)
     for head in heads.values():
         head.requires_grad_(recipe.adaptation.kind != "none")
     learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets))
@@ -97,7 +106,7 @@ def prepare(recipe: Recipe) -> Setting:
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
-    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes)
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes, warm)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -150,17 +159,33 @@ def _base(recipe: Recipe) -> OpenVLA:
 
 def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, ActionHead]:
     if recipe.policy.head_from_base and (model.source / "head.json").is_file():
-        first = load_head(model.source, model)
-        if first.config != recipe.policy.head:
-            raise ValueError(
-                f"the base carries the head {first.config}, the recipe wants {recipe.policy.head}; make them "
-                "equal or set policy.head_from_base=false to start with a fresh head"
-            )
+        first = with_condition(load_head(model.source, model), recipe.policy.head, model)
     else:
         first = make_head(recipe.policy.head, model)
     if isinstance(recipe.adaptation, Full):
         return dict.fromkeys(robots, first)
     return {robot: copy.deepcopy(first) for robot in robots}
+
+
+def _warm_start(
+    recipe: Recipe, model: OpenVLA, heads: dict[str, ActionHead], robots: dict[str, Robot]
+) -> dict[str, Bundle]:
+    unknown = sorted(recipe.warm_start.keys() - robots.keys())
+    if unknown:
+        raise ValueError(
+            f"warm_start.{unknown[0]}: no such robot in the mixture; {did_you_mean(unknown[0], robots)}"
+        )
+    if recipe.warm_start and isinstance(recipe.adaptation, Full):
+        raise ValueError(
+            "warm_start: adaptation 'full' trains one base for all robots; set `base` to start from another"
+        )
+    warm = {}
+    for name, folder in recipe.warm_start.items():
+        warm[name] = Bundle.load(Path(folder).expanduser())
+        lora = getattr(model, "peft_config", {}).get(name)
+        normalizer = robots[name].normalizers[0]
+        start_robot(warm[name], model, heads[name], robots[name].embodiment, normalizer, lora)
+    return warm
 
 
 def _auxiliary(

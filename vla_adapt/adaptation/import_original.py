@@ -231,6 +231,8 @@ def _card(bundle: Bundle, config: LoraConfig, key: str) -> str:
         "adaptation": f"LoRA r={config.r}, alpha={config.lora_alpha}",
         "head": "tokens, horizon 1",
         "image": str(bundle.observation),
+        "state": "not read",
+        "constants": "none",
         "data": key,
         "steps": "not recorded",
         "held_out": "not measured",

@@ -87,6 +87,7 @@ def prepare(recipe: Recipe) -> Setting:
     """
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
+    _check_camera(data, recipe.policy.camera)
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
@@ -121,6 +122,19 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
         warnings.warn("policy.blind zeroes all pixels, so augmentation has no effect", stacklevel=2)
         return None
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
+
+
+def _check_camera(data: OpenedMixture, camera: str) -> None:
+    """By the first episode of every dataset, so that a run does not stop in its middle."""
+    for part in data.parts:
+        for dataset in (part.train, *([] if part.held_out is None else [part.held_out])):
+            there = dataset[0].cameras
+            if camera not in there:
+                raise ValueError(
+                    f"{dataset.name}: no camera '{camera}', which the policy shall see; it has "
+                    f"{', '.join(there) or 'none'}: set policy.camera to one that all datasets have, or map "
+                    f"one of its image fields as '{camera}' in an entry of its own (cameras: ...)"
+                )
 
 
 def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str, Robot]:

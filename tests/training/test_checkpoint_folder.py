@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,14 @@ def flip(folder: Path) -> None:
         (lambda folder: (folder / "optimizer").unlink(), "optimizer is missing"),
         (lambda folder: (folder / MANIFEST).unlink(), "manifest.json is missing"),
         (lambda folder: os.truncate(folder / MANIFEST, 30), "manifest.json cannot be read"),
-        (lambda folder: (folder / MANIFEST).write_text('{"format": 9}'), "is of format 9, this version reads 1"),
+        (
+            lambda folder: (folder / MANIFEST).write_text('{"format": 9}'),
+            "is of format 9, this version reads 1",
+        ),
         (lambda folder: (folder / MANIFEST).write_text("[]"), "manifest.json cannot be read"),
     ],
 )
-def test_a_damaged_one_is_passed_over_and_named(
-    tmp_path: Path, damage: Callable[[Path], object], fault: str
-):
+def test_a_damaged_one_is_passed_over_and_named(tmp_path: Path, damage: Callable[[Path], object], fault: str):
     folder = CheckpointFolder(tmp_path, keep=3)
     save(folder, 5)
     save(folder, 10)
@@ -126,7 +128,7 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path):
         folder = CheckpointFolder(tmp_path / "run", keep=1)
         save(folder, 5, metric=1.0)
         save(folder, 10)
-        died = killed_at(moment, lambda: save(folder, 15, metric=0.5))
+        died = killed_at(moment, partial(save, folder, 15, metric=0.5))
         folder.sweep()
         newest, faults = folder.newest_whole()
         assert newest in (10, 15)

@@ -18,7 +18,11 @@ KILLS, STEPS, ROBOTS = 20, 70, ("ur5e", "bimanual_panda")
 def left(run: Path) -> dict[str, bytes]:
     """All that must be equal, byte for byte: weights, heads, losses, samples."""
     files = [run / "metrics.jsonl", *sorted((run / "samples").iterdir())]
-    files += [run / "bundles" / robot / f"{part}.safetensors" for robot in ROBOTS for part in ("adapter_model", "head")]
+    files += [
+        run / "bundles" / robot / f"{part}.safetensors"
+        for robot in ROBOTS
+        for part in ("adapter_model", "head")
+    ]
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
@@ -28,7 +32,14 @@ def test_twenty_kills_change_nothing(make_recipe: Callable[..., Recipe], launche
     """Every step is saved, so that about half of the kills come while a checkpoint is written."""
 
     def recipe(name: str) -> Recipe:
-        train = {"steps": STEPS, "batch_size": 4, "log_every": 3, "save_every": 1, "log_samples": True, "keep": 5}
+        train = {
+            "steps": STEPS,
+            "batch_size": 4,
+            "log_every": 3,
+            "save_every": 1,
+            "log_samples": True,
+            "keep": 5,
+        }
         method = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "targets": "attention"}
         return make_recipe(str(tmp_path / name), train=train, adaptation=method)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-import resource
-import subprocess
 
 import pytest
 import torch
@@ -120,7 +120,9 @@ def test_none_whole_is_an_error_until_fresh(make_recipe: MakeRecipe, tmp_path: P
     for step in (3, 6):
         save(saved, step)
         os.truncate(saved.folder.path(step) / "optimizer.pt", 10)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: step-00000006: .*; step-00000003: .*--fresh"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint in .* is whole: step-00000006: .*; step-00000003: .*--fresh"
+    ):
         keeper(recipe)
     assert saved.folder.steps() == [6, 3], "nothing is removed"
     assert keeper(recipe, fresh=True).restore(make(0)) == Resumed()
@@ -130,7 +132,9 @@ def test_none_whole_is_an_error_until_fresh(make_recipe: MakeRecipe, tmp_path: P
 def test_one_of_another_recipe_is_refused_and_stays(make_recipe: MakeRecipe, tmp_path: Path):
     save(keeper(make_recipe(str(tmp_path))), 3)
     other = make_recipe(str(tmp_path), seed=1, train={"steps": 5, "batch_size": 8})
-    with pytest.raises(ValueError, match=r"is of another recipe, which differs in seed, train\.steps; .*--fresh"):
+    with pytest.raises(
+        ValueError, match=r"is of another recipe, which differs in seed, train\.steps; .*--fresh"
+    ):
         keeper(other)
     assert keeper(make_recipe(str(tmp_path))).last_step == 3
 
@@ -138,7 +142,8 @@ def test_one_of_another_recipe_is_refused_and_stays(make_recipe: MakeRecipe, tmp
 def test_keys_that_change_no_update_may_change(make_recipe: MakeRecipe, tmp_path: Path):
     save(keeper(make_recipe(str(tmp_path))), 3)
     train = {
-        "steps": 3, "batch_size": 8, "log_every": 2, "workers": 1, "accumulate": 2, "keep": 9, "save_every": 7,
+        "steps": 3, "batch_size": 8, "log_every": 2, "workers": 1, "accumulate": 2, "keep": 9,
+        "save_every": 7, "deterministic": True, "log_samples": True,
     }  # fmt: skip
     assert keeper(make_recipe(str(tmp_path), train=train)).last_step == 3
 

@@ -29,6 +29,10 @@ class PolicyConfig(BaseModel):
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
     )
+    constants: dict[str, dict[str, tuple[float, ...]]] = Field(
+        default={},
+        description="robot -> action component that none of its data records -> native numbers sent instead",
+    )
     center_crop: CenterCropArea | None = Field(
         default=None,
         description="area of the middle it sees, `true` is OpenVLA's 0.9; unset: as `augmentation` crops",
@@ -89,6 +93,10 @@ class Recipe(BaseModel):
     policy: PolicyConfig = PolicyConfig()
     augmentation: AugmentationConfig = AugmentationConfig(enabled=False)
     adaptation: Method = Lora()
+    warm_start: dict[str, str] = Field(
+        default_factory=dict,
+        description="robot -> folder of its bundle, from which its adapter and head start",
+    )
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -133,7 +141,7 @@ class Recipe(BaseModel):
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
-        unread = {"train": _NO_UPDATE, "title": True}
+        unread = {"title": True, "policy": {"constants"}, "train": _NO_UPDATE}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

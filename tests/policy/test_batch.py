@@ -147,3 +147,14 @@ def test_select_and_to_keep_rows_together(builder):
     masked = batch.select(torch.tensor([False, True, False])).to("cpu")
     assert masked.robots == ["base"]
     assert torch.equal(masked.input_ids[0], batch.input_ids[1])
+
+
+def test_segments_are_each_robots_neighboring_rows(make_batch):
+    batch = make_batch(robots=("franka_panda", "franka_panda", "base_only"))
+    assert batch.segments() == [("franka_panda", slice(0, 2)), ("base_only", slice(2, 3))]
+    part = batch.rows(slice(1, 3))
+    assert part.robots == ["franka_panda", "base_only"]
+    assert torch.equal(part.action, batch.action[1:])
+    batch.robots = ["a", "b", "a"]
+    with pytest.raises(ValueError, match="must be neighbors"):
+        batch.segments()

@@ -66,8 +66,8 @@ def test_padded_slots_get_no_gradient(make_recipe: Callable[..., Recipe], tmp_pa
     """The head's output rows of slots no robot of the batch has must not move."""
     setting = prepare(make_recipe(str(tmp_path)))
     windows = [setting.mixture.window(n) for n in range(16)]
-    batches = loop.by_robot(setting.builder, list(setting.robots), windows)
-    setting.learner(batches)["loss"].backward()
+    batch, _ = loop.collate(setting.builder, list(setting.robots), windows)
+    setting.learner(batch)["loss"].backward()
     for robot, head in setting.learner.heads.items():
         mask = torch.tensor(setting.robots[robot].action.mask)
         linear = [module for module in head.modules() if isinstance(module, torch.nn.Linear)]
@@ -85,10 +85,10 @@ def test_resume_equals_an_uninterrupted_run(
     recipe = make_recipe(str(tmp_path / "cut"), train=schedule)
     genuine = loop._check_finite
 
-    def die(output: object, ids: object, step: int) -> None:
+    def die(output: object, ids: object, robots: object, step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
-        genuine(output, ids, step)  # type: ignore[arg-type]
+        genuine(output, ids, robots, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_check_finite", die)
     with pytest.raises(KeyboardInterrupt):
@@ -112,10 +112,10 @@ def test_resume_on_other_data_is_refused(
     recipe = make_recipe(str(tmp_path / "r"), train={"steps": 4, "batch_size": 8, "save_every": 1})
     genuine = loop._check_finite
 
-    def die(output: object, ids: object, step: int) -> None:
+    def die(output: object, ids: object, robots: object, step: int) -> None:
         if step == 2:
             raise KeyboardInterrupt
-        genuine(output, ids, step)  # type: ignore[arg-type]
+        genuine(output, ids, robots, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_check_finite", die)
     with pytest.raises(KeyboardInterrupt):

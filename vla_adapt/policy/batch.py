@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,19 @@ class PolicyBatch:
     """What heads read. Actions and proprio are normalized to [-1, 1]; masked entries are zero.
 
     `slot_mask` says which slots the row's robot has; `action_mask` also leaves out steps past the episode.
+    Rows of one robot are neighbors. With several cameras their six channels follow each other in
+    `pixel_values`, and `camera_mask` says which images are really there (None: all of them).
     """
 
     input_ids: Int[torch.Tensor, "B T"]
     attention_mask: Bool[torch.Tensor, "B T"]
-    pixel_values: Float[torch.Tensor, "B 6 h w"]
+    pixel_values: Float[torch.Tensor, "B channels h w"]
     proprio: Float[torch.Tensor, "B 32"]
     proprio_mask: Bool[torch.Tensor, "B 32"]
     slot_mask: Bool[torch.Tensor, "B 32"]
     action: Float[torch.Tensor, "B H 32"] | None = None
     action_mask: Bool[torch.Tensor, "B H 32"] | None = None
+    camera_mask: Bool[torch.Tensor, "B C"] | None = None
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     robots: list[str] = field(default_factory=list)
 
@@ -55,6 +59,26 @@ class PolicyBatch:
     def pin_memory(self) -> PolicyBatch:
         """The same batch in page-locked memory (`DataLoader(pin_memory=True)` calls this)."""
         return self._map(lambda tensor: tensor.pin_memory(), self.robots)
+
+    def segments(self) -> list[tuple[str, slice]]:
+        """Each robot's rows, in order.
+
+        Raises:
+            ValueError: rows of one robot are not neighbors.
+        """
+        found: list[tuple[str, slice]] = []
+        start = 0
+        for robot, group in groupby(self.robots):
+            stop = start + len(list(group))
+            found.append((robot, slice(start, stop)))
+            start = stop
+        if len({robot for robot, _ in found}) < len(found):
+            raise ValueError(f"rows of one robot must be neighbors in a batch, got {', '.join(self.robots)}")
+        return found
+
+    def rows(self, part: slice) -> PolicyBatch:
+        """Some neighboring rows, as views; text is not trimmed."""
+        return self._map(lambda tensor: tensor[part], self.robots[part])
 
     def select(self, rows: Sequence[int] | torch.Tensor) -> PolicyBatch:
         """Some rows, in the given order (indices, or a bool mask); text is not trimmed."""

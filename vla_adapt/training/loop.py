@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.loader import MixtureLoader, make_loader
@@ -39,7 +39,7 @@ from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 
 DONE = "summary.json"
 
-Ids = dict[str, list[SampleId]]
+MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
@@ -129,14 +129,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
         for step, micro_batches in enumerate(loader, start=point.step + 1):
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
-            for number, (loaded, ids) in enumerate(micro_batches, start=1):
-                batches = {robot: batch.to(accelerator.device) for robot, batch in loaded.items()}
-                with synced_at_last(accelerator, wrapped, number == len(micro_batches)):
-                    with accelerator.autocast():
-                        output = wrapped(batches)
-                    _check_finite(output, ids, step - 1)
-                    accelerator.backward(output["loss"] / len(micro_batches))
-                log.add(output, batches)
+            _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
             clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()
@@ -153,13 +146,32 @@ def _run_steps(run: Run, setting: Setting) -> None:
             run.pulse.note(f"step {step + 1}, waiting for data")
 
 
+def _add_up_gradients(
+    run: Run,
+    wrapped: nn.Module,
+    micro_batches: list[tuple[PolicyBatch, list[SampleId]]],
+    done: int,
+    log: RunLog,
+) -> None:
+    """Forward and backward over every part of this process's share of the batch, after `done` steps."""
+    accelerator = run.accelerator
+    for number, (loaded, ids) in enumerate(micro_batches, start=1):
+        batch = loaded.to(accelerator.device)
+        with synced_at_last(accelerator, wrapped, number == len(micro_batches)):
+            with accelerator.autocast():
+                output = wrapped(batch)
+            _check_finite(output, ids, batch.robots, done)
+            accelerator.backward(output["loss"] / len(micro_batches))
+        log.add(output, batch)
+
+
 def _loader(run: Run, setting: Setting) -> MixtureLoader:
     """This process's share of every batch, in micro-batches."""
     train = setting.recipe.train
-    collate = partial(with_ids, setting.builder, list(setting.robots))
+    rows = partial(collate, setting.builder, list(setting.robots))
     return make_loader(
         setting.mixture, train.batch_size, run.ranks.rank, run.ranks.world, steps=train.steps,
-        num_workers=train.workers, collate=partial(in_micro_batches, collate, train.accumulate),
+        num_workers=train.workers, collate=partial(in_micro_batches, rows, train.accumulate),
         worker_init_fn=spare_once,
     )  # fmt: skip
 
@@ -185,36 +197,23 @@ def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: in
     return SampleLog(folder, accelerator.process_index, accelerator.num_processes, done)
 
 
-def with_ids(
+def collate(
     builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, PolicyBatch], Ids]:
-    """`by_robot` of the windows, and which samples each robot's rows are; runs in loader processes."""
-    ids: Ids = defaultdict(list)
-    for item in windows:
-        ids[item["robot"]].append(SampleId.of(item))
-    return by_robot(builder, robots, windows), dict(ids)
+) -> tuple[PolicyBatch, list[SampleId]]:
+    """Windows as one batch, robot after robot, and which samples its rows are; runs in loader processes."""
+    ordered = sorted(windows, key=lambda item: robots.index(item["robot"]))
+    return builder.windows(ordered), [SampleId.of(item) for item in ordered]
 
 
-def by_robot(
-    builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
-) -> dict[str, PolicyBatch]:
-    """Windows as one `PolicyBatch` per robot, in the order of `robots`; runs in loader processes."""
-    rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for item in windows:
-        rows[item["robot"]].append(item)
-    return {robot: builder.windows(rows[robot]) for robot in robots if robot in rows}
-
-
-def _check_finite(output: dict[str, torch.Tensor], ids: Ids, step: int) -> None:
+def _check_finite(
+    output: dict[str, torch.Tensor], ids: Sequence[SampleId], robots: Sequence[str], step: int
+) -> None:
     if torch.isfinite(output["loss"]):
         return
-    losses = {
-        robot: output[f"{robot}/loss"] + output.get(f"{robot}/auxiliary", torch.zeros(())).to(output["loss"])
-        for robot in ids
-    }
+    losses = output["loss_per_sample"] + output.get("auxiliary", torch.zeros(())).to(output["loss"])
     raise ValueError(
-        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids)}; lower the "
-        "learning rate or look at these samples; the last checkpoint is untouched"
+        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids, robots)}; lower "
+        "the learning rate or look at these samples; the last checkpoint is untouched"
     )
 
 

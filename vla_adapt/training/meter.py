@@ -22,18 +22,19 @@ class Meter:
         self._normalizers = normalizers
         self.sums = torch.zeros(len(self.robots), _HEAD + 2 * NUM_SLOTS, dtype=torch.float64)
 
-    def add(self, output: dict[str, Tensor], batches: dict[str, PolicyBatch]) -> None:
+    def add(self, output: dict[str, Tensor], batch: PolicyBatch) -> None:
         """Account for one forward pass of the learner."""
-        for robot, batch in batches.items():
-            assert batch.action is not None
-            assert batch.action_mask is not None
+        assert batch.action is not None
+        assert batch.action_mask is not None
+        predictions = output["prediction"].float().cpu()
+        targets, masks = batch.action.float().cpu(), batch.action_mask.cpu()
+        for robot, rows in batch.segments():
             row = self.sums[self.robots.index(robot)]
-            prediction = output[f"{robot}/prediction"].float().cpu()
-            target, mask = batch.action.float().cpu(), batch.action_mask.cpu()
-            row[0] += output[f"{robot}/loss"].sum().item()
-            row[1] += len(batch.robots)
-            if f"{robot}/auxiliary" in output:
-                row[2] += output[f"{robot}/auxiliary"].sum().item()
+            prediction, target, mask = predictions[rows], targets[rows], masks[rows]
+            row[0] += output["loss_per_sample"][rows].sum().item()
+            row[1] += len(target)
+            if "auxiliary" in output:
+                row[2] += output["auxiliary"][rows].sum().item()
             hits = _bins(prediction) == _bins(target)
             row[3] += hits[mask].sum().item()
             row[4] += mask.sum().item()

@@ -75,9 +75,9 @@ class RunLog:
             self._file.close()
             self._board.close()
 
-    def add(self, output: dict[str, torch.Tensor], batches: dict[str, PolicyBatch]) -> None:
+    def add(self, output: dict[str, torch.Tensor], batch: PolicyBatch) -> None:
         """Account for one pass; a step may have several."""
-        self._meter.add(output, batches)
+        self._meter.add(output, batch)
 
     def step(self, step: int, rate: float) -> None:
         """Step number `step` (from 1) is finished; every `log_every`-th and the last are written."""

@@ -117,9 +117,7 @@ def _said(folder: Path) -> Iterator[None]:
         yield
     except (RuntimeError, SafetensorError) as error:
         free = shutil.disk_usage(folder).free
-        raise ValueError(
-            f"cannot write to {folder.parent}, where {free:,} bytes are free ({error})"
-        ) from error
+        raise ValueError(f"cannot write to {folder.parent}, {free:,} bytes are free ({error})") from error
 
 
 def _rng(rank: int) -> str:

@@ -37,6 +37,12 @@ def pair(store: HashStore) -> list[Pulse]:
     return made
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No thread brings news to these pairs; the processes of launches are patient as ever."""
+    monkeypatch.setattr(pulses, "EXPLAIN_S", 0.3)
+
+
 def test_all_well():
     first, second = pair(HashStore())
     assert first.fates() == second.fates() == {}
@@ -102,8 +108,7 @@ def test_a_store_that_does_not_answer_is_its_holder_s(monkeypatch: pytest.Monkey
     assert second.fates()[0].startswith("the launcher holds the processes' store")
 
 
-def test_a_failure_of_one_s_own_is_nobody_else_s(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pulses, "EXPLAIN_S", 0.1)
+def test_a_failure_of_one_s_own_is_nobody_else_s():
     first, _ = pair(HashStore())
     assert first.explain(RuntimeError("a bug")) is None
     lost = first.explain(RuntimeError("Timed out waiting 1800000ms for recv operation to complete"))

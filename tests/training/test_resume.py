@@ -107,9 +107,10 @@ def test_falls_back_to_the_one_before_and_says_so(make_recipe: MakeRecipe, tmp_p
     first = save(saved, 3, seed=3)
     save(saved, 6, seed=6)
     (saved.folder.path(6) / lost).unlink()
-    state = make(1)
-    point = keeper(recipe).restore(state)
+    found, state = keeper(recipe), make(1)
+    point = found.restore(state)
     assert point.step == 3
+    assert "step-00000003" in found.where()
     assert point.notes == [f"passed over a damaged checkpoint, step-00000006: {lost} is missing"]
     assert torch.equal(weight(state), weight(first))
 

@@ -89,20 +89,23 @@ def test_a_stopped_run_goes_on(make_recipe: MakeRecipe, tmp_path: Path, monkeypa
 def test_a_signal_to_one_rank_stops_both_after_the_same_step(
     make_recipe: MakeRecipe, launcher, tmp_path: Path
 ):
-    recipe = make_recipe(str(tmp_path / "r"), train={"steps": 2000, "batch_size": 4, "save_every": 1000})
-    for turn, victim in enumerate((1, 0)):
-        launch = launcher(
-            recipe, signal_at=1.0 + turn, wait_for=str(tmp_path / "r" / "metrics.jsonl"), victims=[victim],
-            signal=signal.SIGTERM if turn else signal.SIGUSR1,
-        )  # fmt: skip
+    recipe = make_recipe(str(tmp_path / "r"), train={"steps": 2000, "batch_size": 4, "save_every": 2})
+    reached = 0
+    for number, victim in ((signal.SIGUSR1, 1), (signal.SIGTERM, 0)):
+        wait_for = tmp_path / "r" / "checkpoints" / f"step-{reached // 2 * 2 + 2:08d}" / "manifest.json"
+        launch = launcher(recipe, signal_at=0.05, wait_for=str(wait_for), victims=[victim], signal=number)
         assert launch.codes == [1, 1], launch.said
-        steps = [
-            re.search(r"Stopped: stopped by (\w+) after step (\d+); .*step-(\d+)", said)
-            for said in launch.said
+        assert ("resuming after step" in launch.said[0]) == bool(reached)
+        said = [
+            re.search(
+                r"Stopped: stopped by (\w+) after step (\d+); the last checkpoint is .*step-0*(\d+);", each
+            )
+            for each in launch.said
         ]
-        assert steps[0] is not None
-        assert steps[1] is not None
-        assert steps[0].groups() == steps[1].groups()
-        assert steps[0][1] == ("SIGTERM" if turn else "SIGUSR1")
-        assert int(steps[0][2]) == int(steps[0][3])
-        assert ("resuming after step" in launch.said[0]) == bool(turn)
+        assert said[0] is not None
+        assert said[1] is not None
+        assert said[0].groups() == said[1].groups()
+        assert said[0][1] == number.name
+        assert said[0][2] == said[0][3]
+        before, reached = reached, int(said[0][2])
+        assert before < reached < 2000

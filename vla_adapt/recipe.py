@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
+from vla_adapt.invariance.objective import InvarianceConfig
 from vla_adapt.policy.heads import HeadConfig
 from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
@@ -26,6 +27,9 @@ class PolicyConfig(BaseModel):
     head: HeadConfig = HeadConfig()
     head_from_base: bool = True
     camera: str = "primary"
+    more_cameras: tuple[str, ...] = Field(
+        default=(), description="further cameras it sees where a robot's data has them, else masked"
+    )
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
     )
@@ -98,6 +102,7 @@ class Recipe(BaseModel):
         description="robot -> folder of its bundle, from which its adapter and head start",
     )
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -137,7 +142,9 @@ class Recipe(BaseModel):
         """What its policies look at, when judged and served."""
         policy, crop = self.policy, self.policy.center_crop
         area = self.augmentation.center_crop if crop is None else crop
-        return ObservationConfig(camera=policy.camera, blind=policy.blind, center_crop=area)
+        return ObservationConfig(
+            camera=policy.camera, more_cameras=policy.more_cameras, blind=policy.blind, center_crop=area
+        )
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""

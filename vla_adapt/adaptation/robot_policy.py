@@ -27,6 +27,7 @@ class ObservationConfig(BaseModel):
 
     Attributes:
         camera: whose images.
+        more_cameras: further cameras, seen where an observation has them.
         blind: zero all pixels (the control policy).
         center_crop: area of the middle of the image that is stretched to full size, 1: the whole image;
             `true` is OpenVLA's 0.9, for policies trained with random crops.
@@ -34,12 +35,14 @@ class ObservationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     camera: str = "primary"
+    more_cameras: tuple[str, ...] = ()
     blind: bool = False
     center_crop: CenterCropArea = 1.0
 
     def __str__(self) -> str:
         part = f", middle {self.center_crop:g} of its area" if self.center_crop < 1 else ""
-        return f"`{self.camera}`{part}{', zeroed (blind)' if self.blind else ''}"
+        cameras = ", ".join(f"`{name}`" for name in (self.camera, *self.more_cameras))
+        return f"{cameras}{part}{', zeroed (blind)' if self.blind else ''}"
 
     @property
     def view(self) -> CenterCrop | None:
@@ -82,6 +85,7 @@ class RobotPolicy:
             blind=self.observation.blind,
             image_key=self.camera,
             view=self.observation.view,
+            more_cameras=self.observation.more_cameras,
         )
 
     @property

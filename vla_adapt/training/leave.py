@@ -110,8 +110,9 @@ def _golden(setting: Setting, name: str) -> Golden:
     episode = (robot.held_out or robot.train)[0][0]
     policy = setting.policy(name)
     image, state = episode.image(0, policy.camera), _state(robot) if policy.reads_state else None
+    more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}
     tolerance = _tolerance(policy.head, setting.recipe.train.precision)
-    return Golden.record(policy, image, state, episode.instruction, tolerance)
+    return Golden.record(policy, image, state, episode.instruction, tolerance, more)
 
 
 def _state(robot: Robot) -> np.ndarray:

@@ -23,6 +23,7 @@ from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics import robot_statistics
+from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
@@ -95,13 +96,18 @@ def prepare(recipe: Recipe) -> Setting:
     warm = _warm_start(recipe, model, heads, robots)
     for head in heads.values():
         head.requires_grad_(recipe.adaptation.kind != "none")
-    learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets))
-    mixture = data.draw(recipe.seed, recipe.policy.head.horizon, cameras=(recipe.policy.camera,))
+    invariance = _invariance(recipe, model, list(robots))
+    learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets), invariance)
+    mixture = data.draw(
+        recipe.seed, recipe.policy.head.horizon,
+        cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
+    )  # fmt: skip
     builder = BatchBuilder.from_pretrained(
         model.source,
         {name: robot.normalizers for name, robot in robots.items()},
         blind=recipe.policy.blind,
         image_key=recipe.policy.camera,
+        more_cameras=recipe.policy.more_cameras,
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
@@ -172,6 +178,13 @@ def _warm_start(
         normalizer = robots[name].normalizers[0]
         start_robot(warm[name], model, heads[name], robots[name].embodiment, normalizer, lora)
     return warm
+
+
+def _invariance(recipe: Recipe, model: OpenVLA, robots: list[str]) -> InvarianceObjective | None:
+    config = recipe.invariance
+    if not config.active:
+        return None
+    return InvarianceObjective(config, model.config.hidden_size, robots, seed=recipe.seed)
 
 
 def _auxiliary(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,7 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path):
         folder = CheckpointFolder(tmp_path / "run", keep=1)
         save(folder, 5, metric=1.0)
         save(folder, 10)
-        died = killed_at(moment, lambda: save(folder, 15, metric=0.5))
+        died = killed_at(moment, partial(save, folder, 15, metric=0.5))
         folder.sweep()
         newest, faults = folder.newest_whole()
         assert newest in (10, 15)

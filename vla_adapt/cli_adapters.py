@@ -78,6 +78,50 @@ def adapters_verify(folder: Path, base: Base = "tiny") -> None:
         raise SystemExit(1)
 
 
+@adapters_app.command("warm-start")
+def adapters_warm_start(
+    bundle: Annotated[Path, typer.Argument(help="bundle of the robot that is trained already")],
+    source: Annotated[str, typer.Option("--from", help="episodes of that robot")],
+    target: Annotated[str, typer.Option("--to", help="episodes of the robot to start")],
+    out: Annotated[Path, typer.Option(help="folder of the new bundle")],
+    base: Base = "tiny",
+    robot: Annotated[str | None, typer.Option(help="embodiment of --to, where the data does not say")] = None,
+    paired: Annotated[bool, typer.Option(help="n-th episode with n-th, step by step")] = False,
+    alignment: Annotated[str, typer.Option(help="of episodes of one instruction: time or dtw")] = "time",
+    kind: Annotated[
+        str, typer.Option(help="linear, or mlp (its linear part alone reaches the head)")
+    ] = "linear",
+    seed: int = 0,
+) -> None:
+    """Learn the map from one robot's actions to another's and leave a bundle from which the other starts.
+
+    Example: vla-adapt adapters warm-start runs/a/bundles/ur5e --from data/ur5e --to data/xarm --out xarm
+    """
+    from vla_adapt.adaptation.action_adapter import ActionAdapterConfig
+    from vla_adapt.adaptation.action_pairs import PairingConfig
+    from vla_adapt.adaptation.bundle import Bundle
+    from vla_adapt.adaptation.warm_start import make_warm_bundle
+    from vla_adapt.episodes import open_dataset
+    from vla_adapt.policy.openvla import OpenVLA
+    from vla_adapt.resources import base_dir
+    from vla_adapt.suggest import validate_model
+
+    before = Bundle.load(bundle)
+    episodes = "paired" if paired else "instruction"
+    started, errors = make_warm_bundle(
+        before, OpenVLA.from_pretrained(base_dir(base)),
+        [open_dataset(source, embodiment=before.embodiment)], [open_dataset(target, embodiment=robot)],
+        validate_model(PairingConfig, {"episodes": episodes, "alignment": alignment}, "warm-start"),
+        validate_model(ActionAdapterConfig, {"kind": kind}, "warm-start"), seed=seed,
+    )  # fmt: skip
+    started.save(out)
+    print(
+        f"{out}: {started.robot} started from {before.robot}; held-out error of the map {errors.adapter:.3f} "
+        f"(linear part {errors.linear:.3f}, copying shared slots {errors.copy:.3f}, predict-the-mean "
+        f"{errors.mean:.3f})\ntrain on from it with `--set warm_start.{started.robot}={out}`"
+    )
+
+
 @adapters_app.command("merge")
 def adapters_merge(
     bundle: BundleFolder,

@@ -17,8 +17,8 @@ from torch import nn
 
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.actions.unify import ActionUnifier
-from vla_adapt.adaptation.attach import adapter_tensors
 from vla_adapt.adaptation.bundle import Bundle, Golden
+from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.import_original import golden_image
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.embodiment import Embodiment
@@ -187,7 +187,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             base_fingerprint=model.fingerprint,
             head=make_head(head, model, seed=0),
             adapter_config=config,
-            adapter=adapter_tensors(model, robot),
+            adapter=concatenated(model, robot)[1],
             card="---\nlibrary_name: peft\ntags: [vla_adapt, openvla]\n---\n\n# A card\n",
         )
         policy = bundle.attach(OpenVLA.from_pretrained(base))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.episodes.loader import make_loader
-from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
+from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import Augmentation, AugmentationConfig, CenterCrop
 from vla_adapt.recipe import Recipe
@@ -124,13 +124,8 @@ Rows = dict[int, torch.Tensor]
 
 def _rows(builder: BatchBuilder, robots: Sequence[str], windows: list[dict[str, Any]]) -> Rows:
     """Pixels by sample number, through the batches of the loop; runs in loader processes."""
-    batches: dict[str, PolicyBatch] = loop.by_robot(builder, robots, windows)
-    numbers = {robot: [w["ids"]["sample"] for w in windows if w["robot"] == robot] for robot in batches}
-    return {
-        number: batch.pixel_values[row]
-        for robot, batch in batches.items()
-        for row, number in enumerate(numbers[robot])
-    }
+    batch, ids = loop.collate(builder, robots, windows)
+    return {each.sample: batch.pixel_values[row] for row, each in enumerate(ids)}
 
 
 def drawn(
@@ -174,10 +169,10 @@ def test_an_augmented_run_resumes_and_its_bundle_verifies(
     assert not np.allclose(_losses(whole), _losses(finished_run), rtol=1e-6)
     genuine = loop._check_finite
 
-    def die(output: Any, ids: Any, step: int) -> None:
+    def die(output: Any, ids: Any, robots: Any, step: int) -> None:
         if step == 2:
             raise KeyboardInterrupt
-        genuine(output, ids, step)
+        genuine(output, ids, robots, step)
 
     monkeypatch.setattr(loop, "_check_finite", die)
     with pytest.raises(KeyboardInterrupt):

@@ -80,7 +80,9 @@ class Bank:
 
 def _metadata(bundle: Bundle, policy: RobotPolicy) -> dict[str, Any]:
     embodiment = bundle.embodiment
-    cameras = dict.fromkeys([*embodiment.cameras, bundle.observation.camera])
+    cameras = dict.fromkeys(
+        [*embodiment.cameras, bundle.observation.camera, *bundle.observation.more_cameras]
+    )
     return {
         "robot": bundle.robot,
         "title": embodiment.title,
@@ -88,7 +90,8 @@ def _metadata(bundle: Bundle, policy: RobotPolicy) -> dict[str, Any]:
         "action_dim": embodiment.action_dim,
         "action_horizon": policy.horizon,
         "action": [component.name for component in embodiment.action],
-        "state_dim": embodiment.proprio_dim,
+        "constants": {name: list(numbers) for name, numbers in bundle.constants.items()},
+        "state_dim": embodiment.proprio_dim if policy.reads_state else None,
         "state_required": policy.reads_state,
         "cameras": {name: {"required": name == bundle.observation.camera} for name in cameras},
         "base_fingerprint": bundle.base_fingerprint,

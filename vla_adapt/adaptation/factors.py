@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from vla_adapt.adaptation.attach import PREFIX
+from vla_adapt.adaptation.adapter_name import PREFIX
 
 _KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What makes a LoRA adapter more than W + scale B A: field -> value that leaves it plain.

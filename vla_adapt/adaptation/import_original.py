@@ -39,7 +39,6 @@ from vla_adapt.policy.heads import make_head
 from vla_adapt.policy.norm_stats import dataset_stats
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.suggest import did_you_mean
-from vla_adapt.types import NUM_SLOTS
 
 _GOLDEN_SIDE = 256
 _GOLDEN_TOLERANCE = (
@@ -159,11 +158,10 @@ def _bundle(
     choices: ImportChoices,
 ) -> Bundle:
     own_config, tensors = write_factors(factors, config.use_rslora)
-    zeros = np.zeros(NUM_SLOTS)
     return Bundle(
         embodiment=embodiment,
         action_statistics=statistics,
-        proprio_statistics=Statistics(*[zeros] * 6, mask=zeros.astype(bool), count=0),
+        proprio_statistics=None,
         observation=ObservationConfig(
             camera=_camera(embodiment, choices.camera), center_crop=choices.center_crop
         ),
@@ -188,10 +186,7 @@ def _camera(embodiment: Embodiment, chosen: str | None) -> str:
 
 def _golden(bundle: Bundle, base: OpenVLA, choices: ImportChoices) -> Golden:
     image = golden_image() if choices.image is None else choices.image
-    policy = bundle.attach(base)
-    state = np.zeros(bundle.embodiment.proprio_dim, dtype=np.float32)
-    observation = {"images": {policy.camera: image}, "prompt": choices.prompt}
-    return Golden(image, state, choices.prompt, policy.act(observation), _GOLDEN_TOLERANCE)
+    return Golden.record(bundle.attach(base), image, None, choices.prompt, _GOLDEN_TOLERANCE)
 
 
 def golden_image() -> np.ndarray:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vla_adapt.adaptation.attach import PREFIX
+from vla_adapt.adaptation.adapter_name import PREFIX
 from vla_adapt.adaptation.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vla_adapt.adaptation.factors import Factor
 from vla_adapt.policy.checkpoint import Checkpoint

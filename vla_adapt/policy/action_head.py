@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from vla_adapt.policy.backbone import Question, Seen, look
 from vla_adapt.policy.batch import PolicyBatch
+from vla_adapt.policy.condition import make_condition
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.types import NUM_SLOTS
 
@@ -23,6 +25,10 @@ class HeadConfig(BaseModel):
         horizon: steps per chunk.
         proprio: whether the robot's own state is an input.
         hidden: width of the head's MLPs; None takes the language model's width.
+        placeholders: of "parallel": one per "step" of the chunk, or one per "number" (step and slot), as OFT.
+        condition: what tells the backbone which robot it is: nothing, one learned embodiment token, or a
+            soft prompt of `condition_tokens` learned vectors (`policy.condition`).
+        condition_tokens: length of the soft prompt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,6 +36,9 @@ class HeadConfig(BaseModel):
     horizon: int = Field(default=8, ge=1, le=256)
     proprio: bool = True
     hidden: int | None = Field(default=None, ge=1)
+    placeholders: Literal["step", "number"] = "step"
+    condition: Literal["none", "token", "soft_prompt"] = "none"
+    condition_tokens: int = Field(default=8, ge=1, le=256)
 
 
 @dataclass
@@ -51,6 +60,7 @@ class ActionHead(nn.Module):
         super().__init__()
         self.config = config
         self.width = width
+        self.condition = make_condition(config.condition, config.condition_tokens, width)
 
     @property
     def horizon(self) -> int:
@@ -58,12 +68,25 @@ class ActionHead(nn.Module):
         return self.config.horizon
 
     def forward(self, model: OpenVLA, batch: PolicyBatch) -> HeadOutput:
-        """Loss of each sample against `batch.action`."""
+        """Loss of each sample of one robot against `batch.action`: ask, look, answer."""
+        question = self.ask(model, batch)
+        return self.answer(model, batch, question, look(model, batch, question))
+
+    def ask(self, model: OpenVLA, batch: PolicyBatch) -> Question:
+        """The sequence the backbone has to run for a training batch of one robot."""
+        raise NotImplementedError
+
+    def answer(self, model: OpenVLA, batch: PolicyBatch, question: Any, seen: Seen) -> HeadOutput:
+        """Loss of each sample, from what the backbone made of `question` (its texts maybe padded further)."""
         raise NotImplementedError
 
     def predict(self, model: OpenVLA, batch: PolicyBatch) -> Float[torch.Tensor, "B H 32"]:
         """Normalized action chunk of each sample, zero where `batch.slot_mask` is False."""
         raise NotImplementedError
+
+    def prefix(self, batch: PolicyBatch) -> Float[torch.Tensor, "B N D"] | None:
+        """The tokens that tell which robot it is, if it has any."""
+        return None if self.condition is None else self.condition(len(batch))
 
     def targets(
         self, batch: PolicyBatch

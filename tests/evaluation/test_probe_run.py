@@ -60,7 +60,7 @@ def test_rows_and_notes(found: RunProbe):
 
 
 def test_features_are_those_of_the_named_policies(run: RunFolder, two_robot_data: dict[str, Path]):
-    """The bare base gives other patches than the adapter, and one robot's rows do not depend on the other's."""
+    """The bare base gives other patches than adapters, and a robot's rows do not depend on the others."""
     data = {robot: [open_dataset(two_robot_data[robot], split="train")] for robot in ROBOTS}
     model = OpenVLA.from_pretrained(run.base).eval()
     served = {robot: bundle.attach(model) for robot, bundle in run.bundles().items()}

@@ -24,10 +24,10 @@ def probe_notes(found: RunProbe) -> list[str]:
     errors = ", ".join(f"{robot} {error:.3f}" for robot, error in found.error.items())
     whose = {"base": "the base's own head", "robot": "the robots' trained heads (the base has none)"}
     return [
-        f"How well a fresh classifier tells {len(some.robots)} robots apart: balanced accuracy [95 % interval], "
-        f"cross-validated by episode ({some.rows} windows of {some.episodes} episodes).",
-        f"Before: the bare base with {whose[found.head_before]}. After: each robot through its own adapter and "
-        "head, as served. 'patches' is what the image became, 'hidden' what the head reads; the head's own "
-        "tokens and the state are in it.",
-        f"Held-out action error at which 'after' was measured: {errors or 'not measured, nothing was held out'}.",
+        f"How well a fresh classifier tells {len(some.robots)} robots apart: balanced accuracy [95 % "
+        f"interval], cross-validated by episode ({some.rows} windows of {some.episodes} episodes).",
+        f"Before: the bare base with {whose[found.head_before]}. After: each robot through its own adapter "
+        "and head, as served. 'patches' is what the image became, 'hidden' what the head reads; the head's "
+        "own tokens and the state are in it.",
+        f"Held-out action error 'after' belongs to: {errors or 'not measured, nothing was held out'}.",
     ]

@@ -1,4 +1,4 @@
-"""Probe a finished run: how well the robot can be told from the policy's features, before and after training."""
+"""Probe a finished run: how well features tell the robot, before and after training."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def probe_run(
     bundles = run.bundles()
     if len(bundles) < 2:
         raise ValueError(
-            f"{run.path} has one robot ({', '.join(bundles)}): the probe tells robots apart, it wants two or more"
+            f"{run.path} has one robot ({', '.join(bundles)}): the probe tells robots apart and wants two"
         )
     data = _episodes(run)
     _check_folds(data, windows, config.folds)

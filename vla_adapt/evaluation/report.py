@@ -14,6 +14,7 @@ from vla_adapt.evaluation.html_parts import embed, embed_figure, page_head, tabl
 from vla_adapt.evaluation.probe_report import HEAD, probe_notes, probe_rows
 from vla_adapt.evaluation.probe_run import PROBE_PICTURE, RunProbe
 
+
 def write_report(runs: list[Path], out: Path, closed_loop_files: list[Path] | None = None) -> None:
     """Write the page for finished runs (folders that `scripts/finetune.py` left).
 

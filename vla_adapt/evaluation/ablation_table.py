@@ -113,8 +113,9 @@ class Comparison:
             for row in judged
             if row.verdict == verdict
         ]
-        unclear = sum(row.verdict == UNCLEAR for row in judged)
-        note = f"{unclear} of {len(judged)} comparisons with {self.reference}: {UNCLEAR}"
+        single = [row for row in judged if row.robot != ALL]
+        unclear = sum(row.verdict == UNCLEAR for row in single)
+        note = f"{unclear} of {len(single)} comparisons of a robot with {self.reference}: {UNCLEAR}"
         return [*lines, (note, STYLES[UNCLEAR])]
 
     def notes(self) -> list[str]:

@@ -21,7 +21,8 @@ from rich.console import Console
 
 from vla_adapt.evaluation.ablation import Ablation, Cell, Judging, run_ablation
 from vla_adapt.evaluation.ablation_page import write_page
-from vla_adapt.evaluation.ablation_table import Comparison, markdown, rich_tables
+from vla_adapt.evaluation.ablation_table import STYLES, markdown, rich_tables
+from vla_adapt.evaluation.seed_comparison import Comparison
 from vla_adapt.recipe import Recipe
 
 FINETUNE = Path(__file__).with_name("finetune.py")
@@ -99,8 +100,8 @@ def tell(found: Comparison) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in rich_tables(found):
         console.print(table)
-    for line, style in found.verdicts():
-        console.print(line, style=style)
+    for verdict, line in found.verdicts():
+        console.print(line, style=STYLES[verdict])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vla_adapt.evaluation.ablation_page import ablation_picture, write_page
-from vla_adapt.evaluation.ablation_table import Comparison
+from vla_adapt.evaluation.seed_comparison import Comparison
 
 Compare = Callable[..., Comparison]
 

@@ -98,7 +98,7 @@ def leave(found: Comparison, folder: Path) -> None:
 
 
 def tell(found: Comparison) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     for table in rich_tables(found):
         console.print(table)
     for verdict, line in found.verdicts():

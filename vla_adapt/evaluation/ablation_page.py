@@ -16,6 +16,7 @@ from vla_adapt.evaluation.seed_comparison import ALL, BETTER, WORSE, Comparison,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_COLORS = ("C0", "C1", "C4", "C5", "C9", "C8", "C6", "C7")  # no red or green: those are verdicts
 _MARKS = {WORSE: "#c00000", BETTER: "#107010"}
 _CLASSES = {WORSE: "bad loud", BETTER: "good loud"}
 
@@ -42,47 +43,60 @@ def write_page(found: Comparison, file: Path) -> None:
 def ablation_picture(found: Comparison) -> Figure:
     """Left: error per robot and variant; right: how well the robot is told, against chance. 95 % intervals.
 
-    Marks of a variant that is worse or better on a robot than the reference are red or green.
+    Where a variant is worse or better on a robot than the reference, the picture says so in red or green.
     """
     from matplotlib.figure import Figure as NewFigure
 
     figure = NewFigure(figsize=(13, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    robots = [*found.robots, ALL]
     width = 0.8 / len(found.variants)
     for number, variant in enumerate(found.variants):
+        color, shift = _COLORS[number % len(_COLORS)], (number - (len(found.variants) - 1) / 2) * width
         rows = [row for row in found.rows if row.variant == variant]
-        places = np.arange(len(robots)) + (number - (len(found.variants) - 1) / 2) * width
-        _points(left, places, [row.error for row in rows], f"C{number}", variant)
+        places = np.arange(len(rows)) + shift
+        _points(left, places, [row.error for row in rows], color, variant)
         for place, row in zip(places, rows, strict=True):
             if row.verdict in _MARKS:
                 left.annotate(
-                    row.verdict, (place, row.error.mean), (0, 14), textcoords="offset points", rotation=90,
-                    color=_MARKS[row.verdict], fontsize=7, fontweight="bold", ha="center", va="bottom",
+                    row.verdict, (place, row.error.high), (0, 4), textcoords="offset points", rotation=90,
+                    color=_MARKS[row.verdict], fontsize=8, fontweight="bold", ha="center", va="bottom",
                 )  # fmt: skip
         told = [found.probe(variant, tap) for tap in found.taps]
-        _points(right, np.arange(len(told)) + places[0], told, f"C{number}", variant)
-    left.set_xticks(range(len(robots)), robots, fontsize=8)
-    left.set_title("held-out error (half action ranges)", fontsize=10)
-    left.set_ylim(bottom=0)
-    left.legend(fontsize=8)
-    right.axhline(found.chance, color="#888", linestyle="--", linewidth=1, label="chance")
+        _points(right, np.arange(len(told)) + shift, told, color, variant)
+    _label_errors(left, found)
+    _label_probes(right, found)
+    return figure
+
+
+def _label_errors(axis: Any, found: Comparison) -> None:
+    names = [*found.robots, ALL]
+    axis.set_xticks(range(len(names)), names, fontsize=8)
+    axis.set_title("held-out error (half action ranges)", fontsize=10)
+    axis.set_ylim(0, 1.15 * axis.get_ylim()[1])
+    axis.legend(fontsize=8)
+    axis.grid(axis="y", alpha=0.3)
+
+
+def _label_probes(axis: Any, found: Comparison) -> None:
+    axis.axhline(found.chance, color="#888", linestyle="--", linewidth=1)
+    axis.text(-0.45, found.chance, "chance", fontsize=7, va="bottom", color="#666")
     for place, tap in enumerate(found.taps):
         before = found.probe(found.reference, tap, before=True).mean
-        right.hlines(before, place - 0.4, place + 0.4, color="#888", linewidth=1)
-        right.text(place + 0.4, before, " before", fontsize=7, va="center", color="#888")
-    right.set_xticks(range(len(found.taps)), found.taps, fontsize=8)
-    right.set_title("robot told from features (balanced accuracy)", fontsize=10)
-    right.set_ylim(0, 1.05)
-    for axis in (left, right):
-        axis.grid(axis="y", alpha=0.3)
-    return figure
+        axis.hlines(before, place - 0.4, place + 0.4, color="#888", linewidth=1)
+        axis.text(place + 0.4, before, "before", fontsize=7, va="top", ha="right", color="#666")
+    axis.set_xticks(range(len(found.taps)), found.taps, fontsize=8)
+    axis.set_title("robot told from features (balanced accuracy)", fontsize=10)
+    axis.set_ylim(0, 1.05)
+    axis.grid(axis="y", alpha=0.3)
 
 
 def _points(axis: Any, places: np.ndarray, estimates: list[Estimate], color: str, label: str) -> None:
     """Means with their intervals; one seed has none."""
     means = [estimate.mean for estimate in estimates]
-    reach = [estimate.high - estimate.mean if isfinite(estimate.high) else 0.0 for estimate in estimates]
+    reach = [
+        [estimate.mean - estimate.low if isfinite(estimate.low) else 0.0 for estimate in estimates],
+        [estimate.high - estimate.mean if isfinite(estimate.high) else 0.0 for estimate in estimates],
+    ]
     axis.errorbar(places, means, yerr=reach, fmt="o", markersize=4, capsize=3, color=color, label=label)
 
 

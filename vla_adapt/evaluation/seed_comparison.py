@@ -90,10 +90,12 @@ class Comparison:
         return len({result.seed for result in self.results})
 
     def probe(self, variant: str, tap: str, before: bool = False) -> Estimate:
-        """Balanced accuracy 0..1 of the better classifier, over seeds."""
-        return Estimate.of([
-            (result.probe_before if before else result.probe)[tap] for result in self._of(variant)
-        ])  # fmt: skip
+        """Balanced accuracy of the better classifier, over seeds; bounds lie in 0..1."""
+        runs = self._of(variant)
+        found = Estimate.of([(run.probe_before if before else run.probe)[tap] for run in runs])
+        if len(runs) < 2:
+            return found
+        return Estimate(found.mean, max(found.low, 0.0), min(found.high, 1.0))
 
     @property
     def taps(self) -> list[str]:

@@ -3,10 +3,10 @@
 Four RLDS datasets in the field layouts of viola, berkeley_autolab_ur5 (with a float depth PNG),
 utokyo_xarm_bimanual and fractal20220817_data are generated once (256 x 256 JPEGs of 10 to 20 kB), mixed
 with equal weights, and drawn through `make_loader`: a batch is 32 frames as tensors, each of its own size as
-datasets of a mixture have them, and stacked actions and masks. The ceiling is what the same number of processes
-decodes of the same JPEGs held in memory: no reading, no actions, no transport to another process. Page cache
-warm; loader and ceiling take turns, every run in a fresh process; medians. Beside the rates stands the processor
-time of all processes for a sample, which other programs on the machine disturb less.
+datasets of a mixture have them, and stacked actions and masks. The ceiling is what the same number of
+processes decodes of the same JPEGs held in memory: no reading, no actions, no transport to another process.
+Page cache warm; loader and ceiling take turns, every run in a fresh process; medians. Beside the rates stands
+the processor time of all processes for a sample, which other programs on the machine disturb less.
 
     python scripts/bench_loader.py [--quick] [--json FILE] [--folder DIR]
 """

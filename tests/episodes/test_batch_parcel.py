@@ -58,7 +58,7 @@ def test_what_is_packed_is_unpacked() -> None:
     parcel = pack(sent, memory)
     assert parcel.block == 3
     assert len(parcel.pickled) < 60_000, "the large arrays are in the block"
-    assert_same(unpack(parcel, memoryview(bytes(memory.memory))), sent)
+    assert_same(unpack(parcel, memoryview(bytearray(memory.memory))), sent)
 
 
 def test_what_does_not_fit_is_pickled() -> None:

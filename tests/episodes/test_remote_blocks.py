@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from vla_adapt.episodes import remote_blocks as module
 from vla_adapt.episodes.remote_blocks import RemoteBlocks, remote_blocks
@@ -29,9 +30,9 @@ def asked(tmp_path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str,
     fetched: list[tuple[str, int, int]] = []
     cat = type(memory).cat_file
 
-    def counted(self, path, start=None, end=None, **kwargs):
+    def counted(self: MemoryFileSystem, path: str, start: int, end: int) -> bytes:
         fetched.append((path, start, end))
-        return cat(self, path, start=start, end=end, **kwargs)
+        return cat(self, path, start=start, end=end)
 
     monkeypatch.setattr(type(memory), "cat_file", counted)
     yield fetched

@@ -1,4 +1,4 @@
-"""A batch on its way from a worker to the trainer: arrays and tensors lie in a shared block, the rest is pickled.
+"""A batch on its way from a worker to the trainer: its arrays lie in a shared block, the rest is pickled.
 
 Left to itself PyTorch makes a shared file for every tensor of every batch, and pickles arrays.
 """
@@ -64,7 +64,9 @@ def pack(batch: Any, block: Block) -> Parcel:
 
 def unpack(parcel: Parcel, memory: memoryview) -> Any:
     """The batch, its arrays in `memory`, the parcel's block."""
-    return pickle.loads(parcel.pickled, buffers=[memory[start : start + size] for start, size in parcel.places])
+    return pickle.loads(
+        parcel.pickled, buffers=[memory[start : start + size] for start, size in parcel.places]
+    )
 
 
 class _Pickler(ForkingPickler):

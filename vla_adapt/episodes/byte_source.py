@@ -1,7 +1,7 @@
 """Bytes of shard files, local or on any fsspec filesystem: read through once in order, or by position.
 
-Local files are read with `os.pread`. Remote ones are read in blocks (see `remote_blocks`), and, in order, with
-one block fetched ahead in the background.
+Local files are read with `os.pread`. Remote ones are read in blocks (see `remote_blocks`), and, in order,
+with one block fetched ahead in the background.
 """
 
 from __future__ import annotations
@@ -145,4 +145,3 @@ class ShardReader:
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():
             os.close(descriptor)
-

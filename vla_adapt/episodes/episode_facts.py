@@ -36,5 +36,7 @@ def metadata(dataset: EpisodeDataset, index: int) -> Mapping[str, Any]:
 
 def observations(dataset: EpisodeDataset, index: int) -> Observations:
     """What an episode shows; its motion is not read where the dataset can do without."""
-    read = getattr(dataset, "observations", None)  # isinstance() of a protocol is slow, this is met per sample
+    read = getattr(
+        dataset, "observations", None
+    )  # isinstance() of a protocol is slow, this is met per sample
     return dataset[index] if read is None else read(index)

@@ -65,7 +65,7 @@ class BlockPool:
             if not self._given[number] and (taken is None or taken() is None):
                 array = self._array(number)
                 self._taken[number] = weakref.ref(array)
-                return Block(number, memoryview(array))
+                return Block(number, array.data)
         return None
 
     def give(self, number: int) -> None:
@@ -76,7 +76,7 @@ class BlockPool:
         """The memory of a block that another process gave."""
         array = self._array(number)
         weakref.finalize(array, self._give_back, number).atexit = False
-        return memoryview(array)
+        return array.data
 
     def _give_back(self, number: int) -> None:
         self._given[number] = 0

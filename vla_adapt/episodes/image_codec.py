@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from typing import Any
 
 import av
 import av.error
@@ -61,7 +62,7 @@ def _decode_jpeg(data: bytes, channels: int, leaf: LeafSpec, smallest: int | Non
     return _pixels(data, color, min_height=wanted, min_width=wanted, min_factor=1)
 
 
-def _pixels(data: bytes, color: str, **scale: int) -> np.ndarray:
+def _pixels(data: bytes, color: str, **scale: Any) -> np.ndarray:
     """A decoded JPEG, in the current block of frame memory if it has room for it."""
     block = current_block()
     if block is not None:

@@ -43,7 +43,7 @@ class StepBatches(Dataset[Any]):
         return range(first, first + self._share)
 
     def set_up_blocks(self, workers: int, ahead: int) -> BlockPool | None:
-        """Make a new pool of blocks for batches, `ahead` of them per worker; None: there is no room for one."""
+        """Make a new pool of blocks for batches, `ahead` of them per worker; None: no room for it."""
         frames = len(self.mixture.cameras) + len(self.mixture.optional_cameras)
         size = self._share * frames * self.mixture.history * BYTES_PER_FRAME
         try:
@@ -99,12 +99,16 @@ class MixtureLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._given = self._steps.start
         pool = self._set_up_blocks()
-        for item in super().__iter__():
+
+        def opened(item: Any) -> Any:
             self._given += 1
-            if isinstance(item, Parcel):
-                assert pool is not None
-                item = unpack(item, pool.receive(item.block))
-            yield item
+            if not isinstance(item, Parcel):
+                return item
+            assert pool is not None, "a worker packed a batch without a pool"
+            return unpack(item, pool.receive(item.block))
+
+        # Not a loop: its variable would hold the last batch, and its memory, while the next one is made.
+        yield from map(opened, super().__iter__())
 
     def _set_up_blocks(self) -> BlockPool | None:
         """Blocks for one pass. A pass that is given up leaves some taken, so workers that stay need others'

@@ -135,7 +135,7 @@ class RldsStore:
         return partial(self._decode, data, leaf, where)
 
     def prefetcher(self) -> Callable[[str, int, int], None] | None:
-        """A call (field, episode, step) that fetches an image in the background; None: all files are local."""
+        """A call (field, episode, step) that fetches an image in the background; None: nothing is remote."""
         return self._prefetch if self._reader.is_remote else None
 
     def _prefetch(self, field: str, episode: int, step: int) -> None:

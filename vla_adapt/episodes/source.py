@@ -63,8 +63,8 @@ class EpisodeData:
 class Observations:
     """What an episode shows: its words, and images and further arrays read when asked for; no motion.
 
-    `len()` is the number of steps. `fetch_image`, where a format has it, reads the stored bytes of an image and
-    returns a call that decodes them.
+    `len()` is the number of steps. `fetch_image`, where a format has it, reads the stored bytes of an image
+    and returns a call that decodes them.
     """
 
     episode_id: str

@@ -208,10 +208,12 @@ def _look(
 
 def _state(motion: UnifiedMotion, t: int, history: int) -> dict[str, np.ndarray]:
     """proprio [32] and its mask; with history [K, 32] and history_mask [K] besides."""
-    steps = np.arange(t - history + 1, t + 1) if history > 1 else t
-    if motion.proprio is None:
-        proprio = np.zeros((history, NUM_SLOTS) if history > 1 else NUM_SLOTS, np.float32)
-    else:
-        proprio = motion.proprio[np.maximum(steps, 0)] if history > 1 else motion.proprio[t].copy()
-    state = {"proprio": proprio, "proprio_mask": motion.proprio_mask.copy()}
-    return {**state, "history_mask": steps >= 0} if history > 1 else state
+    mask = motion.proprio_mask.copy()
+    if history == 1:
+        now = np.zeros(NUM_SLOTS, np.float32) if motion.proprio is None else motion.proprio[t].copy()
+        return {"proprio": now, "proprio_mask": mask}
+    steps = np.arange(t - history + 1, t + 1)
+    proprio = np.zeros((history, NUM_SLOTS), np.float32)
+    if motion.proprio is not None:
+        proprio[:] = motion.proprio[np.maximum(steps, 0)]
+    return {"proprio": proprio, "proprio_mask": mask, "history_mask": steps >= 0}

@@ -407,7 +407,8 @@ def ceiling(folder: Path, processes: int, batches: int) -> dict[str, float]:
     frames = jpegs(folder)
     count = batches * BATCH // processes
     context = multiprocessing.get_context("fork")
-    barrier, spent = context.Barrier(processes + 1), context.Array("d", processes)
+    barrier = context.Barrier(processes + 1)
+    spent: Any = context.Array("d", processes)
     running = [
         context.Process(target=decode, args=(frames, count, barrier.wait, spent, number))
         for number in range(processes)

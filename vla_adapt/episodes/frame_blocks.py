@@ -6,6 +6,7 @@ Fresh memory for every batch costs a page fault for each 4 KiB, and a copy more 
 from __future__ import annotations
 
 import mmap
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 import numpy as np
 
 _ALIGNED = 64
-_NO_RESERVE = 0x4000  # Linux' MAP_NORESERVE: untouched pages count nowhere
+# MAP_NORESERVE, so that untouched pages count nowhere, where they otherwise would.
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 class Block:

@@ -149,15 +149,9 @@ def begin_window(
     }
     if absent and not pending:
         raise ValueError(f"{where}: it has none of the cameras {', '.join(absent)}; ask for one it has")
-    action = np.zeros((horizon, NUM_SLOTS), np.float32)
-    action_mask = np.zeros((horizon, NUM_SLOTS), bool)
-    chunk = motion.action[t : t + horizon]
-    action[: len(chunk)] = chunk
-    action_mask[: len(chunk)] = motion.action_mask
     cut = {
         **_state(motion, t, history),
-        "action": action,
-        "action_mask": action_mask,
+        **_chunk(motion, t, horizon),
         "instruction": episode.instruction,
         "robot": unifier.embodiment.name,
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
@@ -204,6 +198,16 @@ def _look(
             sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
             raise ValueError(f"{where}: camera '{camera}' gives {sizes}; draw it without history")
     return np.stack([frames[0]] * (history - len(frames)) + frames)
+
+
+def _chunk(motion: UnifiedMotion, t: int, horizon: int) -> dict[str, np.ndarray]:
+    """action [H, 32] and action_mask [H, 32] from step t on."""
+    action = np.zeros((horizon, NUM_SLOTS), np.float32)
+    mask = np.zeros((horizon, NUM_SLOTS), bool)
+    rest = motion.action[t : t + horizon]
+    action[: len(rest)] = rest
+    mask[: len(rest)] = motion.action_mask
+    return {"action": action, "action_mask": mask}
 
 
 def _state(motion: UnifiedMotion, t: int, history: int) -> dict[str, np.ndarray]:

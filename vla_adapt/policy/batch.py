@@ -28,7 +28,8 @@ class PolicyBatch:
 
     `slot_mask` says which slots the row's robot has; `action_mask` also leaves out steps past the episode.
     Rows of one robot are neighbors. With several cameras their six channels follow each other in
-    `pixel_values`, and `camera_mask` says which images are really there (None: all of them).
+    `pixel_values`, and `camera_mask` says which images are really there (None: all of them). A batch with a
+    `summary` (what a frozen backbone saw, see `policy.summary_head`) holds neither pixels nor text.
     """
 
     input_ids: Int[torch.Tensor, "B T"]
@@ -40,6 +41,7 @@ class PolicyBatch:
     action: Float[torch.Tensor, "B H 32"] | None = None
     action_mask: Bool[torch.Tensor, "B H 32"] | None = None
     camera_mask: Bool[torch.Tensor, "B C"] | None = None
+    summary: Float[torch.Tensor, "B N D"] | None = None
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     robots: list[str] = field(default_factory=list)
 

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput
 from vla_adapt.policy.checkpoint import atomic_files
+from vla_adapt.policy.flow_head import FlowHead
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.parallel_head import ParallelHead
+from vla_adapt.policy.readout_head import ReadoutHead
 from vla_adapt.policy.token_head import TokenHead
 from vla_adapt.suggest import validate_model
 
@@ -19,7 +21,9 @@ __all__ = ["ActionHead", "HeadConfig", "HeadOutput", "load_head", "make_head", "
 
 HEAD_JSON = "head.json"
 HEAD_WEIGHTS = "head.safetensors"
-_KINDS: dict[str, type[ActionHead]] = {"parallel": ParallelHead, "tokens": TokenHead}
+_KINDS: dict[str, type[ActionHead]] = {
+    head.name: head for head in (TokenHead, ParallelHead, ReadoutHead, FlowHead)
+}
 
 
 def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> ActionHead:

@@ -1,8 +1,8 @@
 """Start a robot from a bundle: another robot's through an action adapter, or its own from an earlier run.
 
-The LoRA weights are copied. A parallel or readout head's output layer is composed with the linear part of the action
-adapter, fc2' = M fc2: the first predictions are the other robot's, mapped. That is exact where the adapter is
-linear and the observation equal; proprio is normalized with the new robot's own statistics.
+The LoRA weights are copied. The output layer of a parallel or readout head is composed with the linear part
+of the action adapter, fc2' = M fc2: the first predictions are the other robot's, mapped. That is exact where
+the adapter is linear and the observation equal; proprio is normalized with the new robot's own statistics.
 """
 
 from __future__ import annotations

@@ -29,6 +29,10 @@ class PolicyConfig(BaseModel):
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
     )
+    constants: dict[str, dict[str, tuple[float, ...]]] = Field(
+        default={},
+        description="robot -> action component that none of its data records -> native numbers sent instead",
+    )
     center_crop: CenterCropArea | None = Field(
         default=None,
         description="area of the middle it sees, `true` is OpenVLA's 0.9; unset: as `augmentation` crops",
@@ -43,7 +47,13 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=32, gt=0, description="samples in one optimizer step, over all processes")
     workers: int = Field(default=0, ge=0, description="loader processes per training process")
     log_every: int = Field(default=20, gt=0)
-    save_every: int = Field(default=500, gt=0, description="steps between resume points")
+    accumulate: int = Field(
+        default=1, gt=0, description="passes, each over an equal part, per optimizer step"
+    )
+    save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    keep: int = Field(default=2, gt=0, description="newest checkpoints kept while it runs, beside the best")
+    deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
+    patience_s: float = Field(default=1800, gt=0, description="a step waits so long for the slowest process")
     log_samples: bool = Field(default=False, description="write which episode and step every sample was")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -55,6 +65,11 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     windows: int = Field(default=400, gt=0, description="held-out windows per robot, evenly spaced")
 
+
+# Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
+_NO_UPDATE = {
+    "workers", "log_every", "save_every", "log_samples", "accumulate", "keep", "deterministic", "patience_s",
+}  # fmt: skip
 
 # A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.
 Mixing = Annotated[
@@ -126,7 +141,7 @@ class Recipe(BaseModel):
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
-        unread = {"train": {"workers", "log_every", "save_every", "log_samples"}, "title": True}
+        unread = {"title": True, "policy": {"constants"}, "train": _NO_UPDATE}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vla_adapt.adaptation.attach import adapter_tensors
+from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.method import Full, HeadOnly, Lora, Nothing, activate
 from vla_adapt.policy.openvla import OpenVLA
 
@@ -40,7 +40,7 @@ def test_lora_trains_adapters_only_and_starts_at_the_base(model: OpenVLA):
 
 def test_all_linear_reaches_language_model_projector_and_both_towers(model: OpenVLA):
     Lora(rank=2, targets="all_linear").prepare(model, ["left"])
-    names = adapter_tensors(model, "left")
+    names = concatenated(model, "left")[1]
     for part in (
         "language_model",
         "projector",

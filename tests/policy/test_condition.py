@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vla_adapt.policy.condition import make_condition
-from vla_adapt.policy.heads import HeadConfig, load_head, make_head, save_head
+from vla_adapt.policy.heads import HeadConfig, load_head, make_head, save_head, with_condition
 
 
 def test_kinds():
@@ -34,3 +34,16 @@ def test_it_is_read_trains_and_is_saved(tiny_model, make_batch, tmp_path, kind, 
     with torch.no_grad():
         head.condition.vectors.add_(1.0)
     assert (head(tiny_model, batch).action_hidden - output.action_hidden).abs().max() > 1e-4
+
+
+def test_a_base_head_takes_a_condition_but_no_other_change(tiny_model):
+    plain = make_head(HeadConfig(kind="parallel", horizon=2), tiny_model, seed=0)
+    assert with_condition(plain, plain.config, tiny_model) is plain
+    config = HeadConfig(kind="parallel", horizon=2, condition="soft_prompt", condition_tokens=3)
+    told = with_condition(plain, config, tiny_model)
+    assert told.config == config
+    assert told.condition is not None
+    assert told.condition.vectors.shape == (3, 128)
+    assert torch.equal(told.state_dict()["fc1.weight"], plain.state_dict()["fc1.weight"])
+    with pytest.raises(ValueError, match="make them equal"):
+        with_condition(plain, HeadConfig(kind="parallel", horizon=4, condition="token"), tiny_model)

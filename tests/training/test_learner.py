@@ -28,6 +28,19 @@ def test_groups_are_disjoint_and_complete(setting: Setting):
     assert len(set(grouped)) == len(grouped)
 
 
+def test_what_robots_share_is_a_group_of_its_own(make_recipe: Callable[..., Recipe], tmp_path: Path):
+    adaptation = {"kind": "lora", "rank": 4, "alpha": 8, "shared": {"rank": 2, "alpha": 4}}
+    setting = prepare(make_recipe(str(tmp_path / "lora"), adaptation=adaptation))
+    groups = setting.learner.groups()
+    assert set(groups) == {"ur5e", "bimanual_panda", "shared"}
+    names = {id(parameter): name for name, parameter in setting.learner.named_parameters()}
+    assert all(".lora_" in names[id(p)] and ".shared." in names[id(p)] for p in groups["shared"])
+    setting.learner(mixed(setting))["loss"].backward()
+    assert all(parameter.grad is not None for parameter in groups["shared"])
+    full = prepare(make_recipe(str(tmp_path / "full"), adaptation={"kind": "full"}))
+    assert set(full.learner.groups()) == {"shared"}, "all robots train one head then"
+
+
 def mixed(setting: Setting, samples: int = 16) -> PolicyBatch:
     windows = [setting.mixture.window(n) for n in range(samples)]
     return collate(setting.builder, list(setting.robots), windows)[0]

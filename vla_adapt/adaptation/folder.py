@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: written aside, synced to disk, then renamed into place."""
+"""Folders and small files that appear whole or not at all: written aside, synced, then renamed into place."""
 
 from __future__ import annotations
 
@@ -27,25 +27,54 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 file.chmod(aside.stat().st_mode & 0o666)
-                _sync(file)
-        _sync(aside)
+                sync(file)
+        sync(aside)
         _swap(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _swap(aside: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(aside, target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def replace_text(file: Path, text: str) -> None:
+    """Write a small file; a reader, or a restart after a kill, sees the older text or the new one."""
+    aside = file.with_name(f".{file.name}.writing-{os.getpid()}")
+    try:
+        aside.write_text(text)
+        sync(aside)
+        os.replace(aside, file)
+        sync(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left aside in `folder`; nobody may be writing there."""
+    for pattern in (".*.writing-*", ".*.old-*"):
+        for left in folder.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _swap(aside: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    replaces = target.exists()
+    if replaces:
+        os.rename(target, old)
+    try:
+        os.rename(aside, target)
+    except OSError:
+        if replaces:
+            os.rename(old, target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

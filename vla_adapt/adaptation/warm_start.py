@@ -86,8 +86,10 @@ def make_warm_bundle(
     started.facts = {"warm_start": {"from": bundle.robot, "data": names, **adapter.facts}}
     started.card = model_card(robot, _described(bundle, started, names, errors))
     episode, policy = target[0][0], started.attach(base)
-    assert episode.state is not None
-    image, state = episode.image(0, policy.camera), np.asarray(episode.state[0])
+    image, state = episode.image(0, policy.camera), None
+    if policy.reads_state:
+        assert episode.state is not None, "robot_statistics measured one"
+        state = np.asarray(episode.state[0])
     return started.with_golden(Golden.record(policy, image, state, episode.instruction, 1e-3)), errors
 
 
@@ -97,12 +99,10 @@ def started_bundle(
     """The bundle from which `robot` starts; without golden pair and card.
 
     Raises:
-        ValueError: an adapter between other robots, no proprio statistics, a head that cannot be composed.
+        ValueError: an adapter between other robots, a head that cannot be composed.
     """
     check_side(adapter.source, bundle.embodiment, "source", "warm start")
     check_side(adapter.target, robot, "target", "warm start")
-    if statistics.proprio is None:
-        raise ValueError(f"no recorded state; a policy of '{robot.name}' needs one")
     before = Normalizer(bundle.action_statistics, adapter.source.mask)
     after = Normalizer(statistics.action, adapter.target.mask)
     head = _head_of(bundle, base)
@@ -208,6 +208,8 @@ def _described(before: Bundle, started: Bundle, names: str, errors: FitErrors) -
         "adaptation": f"copied from the bundle of '{before.robot}'",
         "head": f"{head.config.kind}, horizon {head.horizon}, mapped from '{before.robot}'",
         "image": str(started.observation),
+        "state": "read" if head.config.proprio and started.proprio_statistics is not None else "not read",
+        "constants": "none",
         "data": f"{names} (for the map of actions only)",
         "steps": 0,
         "held_out": f"of the map, given the other robot's actions: {errors.adapter:.3f} (copying shared "

@@ -20,6 +20,7 @@ from vla_adapt.policy.decoding import greedy_decode
 from vla_adapt.policy.loading import load_weights
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.norm_stats import dataset_stats, unnormalize
+from vla_adapt.policy.row_context import RowContext
 from vla_adapt.policy.sequence import attention_pattern, position_ids, right_padded, valid_positions
 from vla_adapt.policy.vision import Projector, VisionBackbone
 
@@ -62,6 +63,7 @@ class OpenVLA(nn.Module):
         self.language_model = LlamaForCausalLM(_llama_config(config.text))
         self.companions: dict[str, Path] = {}
         self.stored_only: dict[str, torch.Tensor] = {}
+        self.rows = RowContext()
         self._source: Path | None = None
         self._fingerprint: str | None = None
 
@@ -177,14 +179,14 @@ class OpenVLA(nn.Module):
         return self.language_model.get_output_embeddings()
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations of all three transformers in the backward pass."""
+        """Recompute activations of all three transformers in the backward pass, with `rows` as they were."""
         for part in (
             self.vision_backbone.featurizer,
             self.vision_backbone.fused_featurizer,
             self.language_model,
         ):
             enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            enable({"use_reentrant": False, "context_fn": self.rows.at_checkpoint})
 
     def project(self, pixel_values: Float[torch.Tensor, "B 6 h w"]) -> Float[torch.Tensor, "B P D"]:
         """Patch features in the language model's width."""

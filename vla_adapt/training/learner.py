@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
-from vla_adapt.adaptation.method import activate
+from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
+from vla_adapt.adaptation.routed import route
 from vla_adapt.policy.backbone import Question, Seen, join, look
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.heads import ActionHead, HeadOutput
@@ -68,16 +71,11 @@ class Learner(nn.Module):
         ]
 
     def _look(self, batch: PolicyBatch, questions: list[Question]) -> list[Seen]:
-        """What each robot's head gets to see."""
-        segments = batch.segments()
-        if not self.adapted:
-            seen = look(self.model, batch, join(questions, self.model.config.pad_token_id))
-            return [seen.rows(rows) for _, rows in segments]
-        found = []
-        for (robot, rows), question in zip(segments, questions, strict=True):
-            activate(self.model, robot)
-            found.append(look(self.model, batch.rows(rows), question))
-        return found
+        """What each robot's head gets to see, of one pass over all rows."""
+        question = join(questions, self.model.config.pad_token_id)
+        with route(self.model, batch.robots) if self.adapted else nullcontext():
+            seen = look(self.model, batch, question)
+        return [seen.rows(rows) for _, rows in batch.segments()]
 
     def _helper_loss(self, batch: PolicyBatch, answers: list[HeadOutput]) -> Tensor:
         assert self.auxiliary is not None
@@ -92,14 +90,15 @@ class Learner(nn.Module):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by robot; those that robots share are under "shared"."""
-        seen: set[int] = set()
-        groups: dict[str, list[nn.Parameter]] = {robot: [] for robot in self.heads}
-        groups["shared"] = []
+        groups: dict[str, list[nn.Parameter]] = {robot: [] for robot in self.heads} | {SHARED: []}
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            owner = next((robot for robot in self.heads if f".{robot}." in name and ".lora_" in name), None)
-            owner = owner or next((robot for robot in self.heads if name.startswith(f"heads.{robot}.")), None)
-            groups[owner or "shared"].append(parameter)
+            if parameter.requires_grad:
+                groups[adapter_of(name) or self._owner(name)].append(parameter)
         return {robot: parameters for robot, parameters in groups.items() if parameters}
+
+    def _owner(self, name: str) -> str:
+        """The robot of a head's parameter. Robots may have one head together: it is listed once."""
+        part, _, rest = name.partition(".")
+        robot = rest.partition(".")[0]
+        together = part == "heads" and sum(head is self.heads[robot] for head in self.heads.values()) > 1
+        return robot if part == "heads" and not together else SHARED

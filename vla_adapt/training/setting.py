@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
-from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.constants import Constants, check_constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.method import Full
-from vla_adapt.adaptation.robot_policy import RobotPolicy
+from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mixture import Mixture
@@ -23,7 +24,7 @@ from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics import robot_statistics
 from vla_adapt.policy.batch import BatchBuilder
-from vla_adapt.policy.heads import ActionHead, load_head, make_head
+from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
@@ -42,12 +43,11 @@ class Robot:
     train: list[EpisodeDataset]
     held_out: list[EpisodeDataset]
     action: Statistics
-    proprio: Statistics
+    proprio: Statistics | None
 
     @property
-    def normalizers(self) -> tuple[Normalizer, Normalizer]:
-        unifiers = ActionUnifier(self.embodiment), ActionUnifier(self.embodiment, kind="proprio")
-        return Normalizer(self.action, unifiers[0].mask), Normalizer(self.proprio, unifiers[1].mask)
+    def normalizers(self) -> tuple[Normalizer, Normalizer | None]:
+        return normalizers(self.embodiment, self.action, self.proprio)
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Setting:
         return RobotPolicy(
             model=self.learner.model, head=self.learner.heads[robot], embodiment=mine.embodiment,  # type: ignore[arg-type]
             action_statistics=mine.action, proprio_statistics=mine.proprio, adapted=self.learner.adapted,
-            observation=self.recipe.observation,
+            observation=self.recipe.observation, constants=self.recipe.policy.constants.get(robot, {}),
         )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def prepare(recipe: Recipe) -> Setting:
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
     datasets = [part.train for part in data.parts]
-    robots = _robots(data)
+    robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
     heads = _heads(recipe, model, list(robots))
     adapted = recipe.adaptation.kind == "lora"
@@ -117,16 +117,18 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
 
 
-def _robots(data: OpenedMixture) -> dict[str, Robot]:
+def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str, Robot]:
     robots: dict[str, Robot] = {}
     measured = robot_statistics([part.train for part in data.parts])
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
-        if statistics.proprio is None:
-            raise ValueError(f"{train[0].name}: no recorded state; a policy of '{name}' needs one")
+        check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
         robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
+    for name in constants:
+        if name not in robots:
+            raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
 
 
@@ -143,12 +145,7 @@ def _base(recipe: Recipe) -> OpenVLA:
 
 def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, ActionHead]:
     if recipe.policy.head_from_base and (model.source / "head.json").is_file():
-        first = load_head(model.source, model)
-        if first.config != recipe.policy.head:
-            raise ValueError(
-                f"the base carries the head {first.config}, the recipe wants {recipe.policy.head}; make them "
-                "equal or set policy.head_from_base=false to start with a fresh head"
-            )
+        first = with_condition(load_head(model.source, model), recipe.policy.head, model)
     else:
         first = make_head(recipe.policy.head, model)
     if isinstance(recipe.adaptation, Full):

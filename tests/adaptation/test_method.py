@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vla_adapt.adaptation.concatenate import concatenated
-from vla_adapt.adaptation.method import Full, HeadOnly, Lora, Nothing, activate
+from vla_adapt.adaptation.method import Frozen, Full, Lora, Nothing, activate
 from vla_adapt.policy.openvla import OpenVLA
 
 
@@ -66,9 +66,9 @@ def test_activate_switches_between_robots(model: OpenVLA):
     assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
 
 
-@pytest.mark.parametrize(("method", "trains"), [(HeadOnly(), False), (Nothing(), False), (Full(), True)])
+@pytest.mark.parametrize(("method", "trains"), [(Frozen(), False), (Nothing(), False), (Full(), True)])
 def test_others_train_all_or_nothing_of_the_model(
-    model: OpenVLA, method: HeadOnly | Nothing | Full, trains: bool
+    model: OpenVLA, method: Frozen | Nothing | Full, trains: bool
 ):
     method.prepare(model, ["left"])
     assert {parameter.requires_grad for parameter in model.parameters()} == {trains}

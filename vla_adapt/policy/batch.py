@@ -20,6 +20,8 @@ from vla_adapt.suggest import did_you_mean
 
 # (sample numbers, the camera, their images [B, 3, size, size] in [0, 1]) -> changed images
 Augment = Callable[[Sequence[int], str, torch.Tensor], torch.Tensor]
+# sample numbers -> what a frozen backbone saw in them [B, N, D]
+Summaries = Callable[[Sequence[int]], torch.Tensor]
 
 
 @dataclass
@@ -101,6 +103,9 @@ class BatchBuilder:
         view: done to every image, e.g. `randomization.visual.CenterCrop`.
         augment: done in its place to the images of windows, by their sample numbers, e.g.
             `randomization.visual.Augmentation`; for training only.
+
+    Attributes:
+        summaries: where set, read for windows in place of images and text.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class BatchBuilder:
         self.image_key = image_key
         self.view = view
         self.augment = augment
+        self.summaries: Summaries | None = None
 
     @classmethod
     def from_pretrained(
@@ -145,18 +151,18 @@ class BatchBuilder:
         Raises:
             ValueError: the camera is missing or masked, windows with history, a robot without statistics.
         """
-        change = self.view
-        if self.augment is not None:
-            samples = [window["ids"]["sample"] for window in windows]
-            change = partial(self.augment, samples, self.image_key)
-        batch = self._observations(
-            [self._seen(window) for window in windows],
-            [window["instruction"] for window in windows],
+        batch = self._states(
             [window["robot"] for window in windows],
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
-            change,
         )
+        samples = [window.get("ids", {}).get("sample") for window in windows]
+        if self.summaries is not None:
+            batch.summary = self.summaries(samples)
+        else:
+            change = self.view if self.augment is None else partial(self.augment, samples, self.image_key)
+            texts = [window["instruction"] for window in windows]
+            self._show(batch, [self._seen(window) for window in windows], texts, change)
         values, masks = [], []
         for window in windows:
             mask = np.asarray(window["action_mask"], dtype=bool)
@@ -191,14 +197,14 @@ class BatchBuilder:
                 got = ", ".join(sorted(observation)) or "nothing"
                 raise ValueError(f"observation lacks {missing[0]!r}; wanted images and prompt, got {got}")
         none = [None] * len(observations)
-        return self._observations(
-            [observation["images"] for observation in observations],
-            [observation["prompt"] for observation in observations],
+        batch = self._states(
             list(robots),
             none if proprio is None else list(proprio),
             none if proprio_mask is None else list(proprio_mask),
-            self.view,
         )
+        images = [observation["images"] for observation in observations]
+        self._show(batch, images, [observation["prompt"] for observation in observations], self.view)
+        return batch
 
     def observation(
         self,
@@ -217,19 +223,26 @@ class BatchBuilder:
             raise ValueError(f"no statistics for robot {robot!r}; {did_you_mean(robot, self.normalizers)}")
         return self.normalizers[robot]
 
-    def _observations(
+    def _show(
         self,
+        batch: PolicyBatch,
         images: list[Mapping[str, np.ndarray]],
         instructions: list[str],
+        change: PixelChange | None,
+    ) -> None:
+        """Give a batch its images and texts."""
+        batch.pixel_values = self.preprocessor([self._image(cameras) for cameras in images], change)
+        if self.blind:
+            batch.pixel_values.zero_()
+        batch.input_ids, batch.attention_mask = self.tokenizer(instructions)
+
+    def _states(
+        self,
         robots: list[str],
         proprio: Sequence[np.ndarray | None],
         proprio_mask: Sequence[np.ndarray | None],
-        change: PixelChange | None,
     ) -> PolicyBatch:
-        pixel_values = self.preprocessor([self._image(cameras) for cameras in images], change)
-        if self.blind:
-            pixel_values.zero_()
-        input_ids, attention_mask = self.tokenizer(instructions)
+        """A batch without images and text."""
         values = np.zeros((len(robots), 32), dtype=np.float32)
         masks = np.zeros((len(robots), 32), dtype=bool)
         slots = np.stack([np.asarray(self._normalizer(robot)[0].mask, dtype=bool) for robot in robots])
@@ -243,9 +256,9 @@ class BatchBuilder:
             clean = np.where(masks[row], state, 0.0)
             values[row] = np.where(masks[row], normalizer.normalize(clean), 0.0)
         return PolicyBatch(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
+            input_ids=torch.zeros(len(robots), 0, dtype=torch.long),
+            attention_mask=torch.zeros(len(robots), 0, dtype=torch.bool),
+            pixel_values=torch.zeros(len(robots), 0, 0, 0),
             proprio=torch.from_numpy(values),
             proprio_mask=torch.from_numpy(masks),
             slot_mask=torch.from_numpy(slots),

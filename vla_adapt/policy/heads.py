@@ -21,6 +21,7 @@ __all__ = [
     "ActionHead",
     "HeadConfig",
     "HeadOutput",
+    "head_class",
     "load_head",
     "make_head",
     "save_head",
@@ -32,6 +33,11 @@ HEAD_WEIGHTS = "head.safetensors"
 _KINDS: dict[str, type[ActionHead]] = {
     head.name: head for head in (TokenHead, ParallelHead, ReadoutHead, FlowHead)
 }
+
+
+def head_class(config: HeadConfig) -> type[ActionHead]:
+    """The class of a kind of head."""
+    return _KINDS[config.kind]
 
 
 def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> ActionHead:

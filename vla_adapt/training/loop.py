@@ -22,6 +22,7 @@ from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
+from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.leave import leave_bundles
 from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
@@ -35,6 +36,7 @@ from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
+from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 
 DONE = "summary.json"
@@ -91,6 +93,9 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
         run.ranks.on_main(lambda: replace_text(run.folder / "recipe.yaml", recipe.to_text()))
         setting = run.ranks.main_first(partial(prepare, recipe))
         _announce(run.accelerator, setting)
+        note = use_features(run.accelerator, run.ranks, setting)
+        if note:
+            run.accelerator.print(f"  {note}")
         _run_steps(run, setting)
         run.pulse.note("judging")
         run.ranks.on_main(lambda: _leave(run, setting, started))
@@ -98,6 +103,7 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
 
 
 def _leave(run: Run, setting: Setting, started: float) -> None:
+    setting.recipe.adaptation.finish(setting.learner.model)
     results = _judge(setting, setting.recipe)
     _write_open_loop(run.folder, results)
     leave_bundles(setting, run.folder, results)
@@ -114,7 +120,9 @@ def _run_steps(run: Run, setting: Setting) -> None:
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
         return
-    optimizer, schedule = make_optimizer(recipe.train.optimizer, groups, recipe.train.steps)
+    rates = recipe.adaptation.rates(recipe.train.optimizer.learning_rate)
+    optimizer, schedule = make_optimizer(recipe.train.optimizer, groups, recipe.train.steps, rates)
+    stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     state = RunState(learner, optimizer, schedule)
     loader = _loader(run, setting)
@@ -129,7 +137,8 @@ def _run_steps(run: Run, setting: Setting) -> None:
         for step, micro_batches in enumerate(loader, start=point.step + 1):
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
-            _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
+            with stages.at(step - 1):
+                _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
             clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()

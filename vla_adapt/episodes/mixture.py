@@ -6,6 +6,7 @@ in every epoch of that dataset (`draw_order`), so each dataset is drawn without 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -172,6 +173,12 @@ class Mixture:
             return cut
 
         return numbered
+
+    def without_images(self) -> Mixture:
+        """The same samples, their windows without images: nothing is decoded."""
+        blind = copy.copy(self)
+        blind.cameras = blind.optional_cameras = ()
+        return blind
 
     def _check_cameras(self) -> None:
         """By the first episode of every dataset, so that a run does not stop in its middle."""

@@ -18,6 +18,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from vla_adapt.cli_data import console, data_app
+from vla_adapt.cli_train import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -45,6 +46,7 @@ app.add_typer(robots_app, name="robots")
 app.add_typer(data_app, name="data")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(sim_app, name="sim")
+app.command()(train)
 
 Base = Annotated[str, typer.Option("--base", help="'tiny' (shipped) or an OpenVLA checkpoint folder")]
 

@@ -3,7 +3,7 @@
 scripts/bench_plan.py [--quick] [--json FILE] [--device cpu|cuda]
 
 On a CPU: the peak of resident memory over what the process had before, with a malloc that returns freed
-blocks (what the plan counts) and with glibc's default, which keeps many. On a GPU: the peak PyTorch allocated.
+blocks (what the plan counts) and with glibc's default, which keeps many. On a GPU: PyTorch's peak.
 """
 
 from __future__ import annotations

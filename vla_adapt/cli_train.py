@@ -98,8 +98,8 @@ def _print(recipe: Any, plan: Any, limit: int) -> None:
     console.print(table)
     samples = recipe.train.batch_size
     print(
-        f"step: {samples} samples of {plan.tokens} tokens ({plan.processes} process(es), {plan.passes} pass(es)), "
-        f"{plan.flops / 1e12:.3g} TFLOP"
+        f"step: {samples} samples of {plan.tokens} tokens, {plan.flops / 1e12:.3g} TFLOP "
+        f"({plan.processes} process(es), {plan.passes} pass(es) each)"
     )
     if plan.epoch_samples is not None:
         epochs = recipe.train.steps * samples / plan.epoch_samples

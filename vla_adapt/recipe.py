@@ -27,6 +27,9 @@ class PolicyConfig(BaseModel):
     head: HeadConfig = HeadConfig()
     head_from_base: bool = True
     camera: str = "primary"
+    more_cameras: tuple[str, ...] = Field(
+        default=(), description="further cameras it sees where a robot's data has them, else masked"
+    )
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
     )
@@ -143,7 +146,9 @@ class Recipe(BaseModel):
         """What its policies look at, when judged and served."""
         policy, crop = self.policy, self.policy.center_crop
         area = self.augmentation.center_crop if crop is None else crop
-        return ObservationConfig(camera=policy.camera, blind=policy.blind, center_crop=area)
+        return ObservationConfig(
+            camera=policy.camera, more_cameras=policy.more_cameras, blind=policy.blind, center_crop=area
+        )
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""

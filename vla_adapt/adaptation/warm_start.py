@@ -86,7 +86,8 @@ def make_warm_bundle(
     if policy.reads_state:
         assert episode.state is not None, "robot_statistics measured one"
         state = np.asarray(episode.state[0])
-    return started.with_golden(Golden.record(policy, image, state, episode.instruction, 1e-3)), errors
+    more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}
+    return started.with_golden(Golden.record(policy, image, state, episode.instruction, 1e-3, more)), errors
 
 
 def started_bundle(

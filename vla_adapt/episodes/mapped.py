@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -32,10 +33,12 @@ class MappedDataset:
         embodiment: the robot.
         check: look for non-finite actions and states now rather than when they are met.
         on_error: what to do about episodes that have any: refuse the dataset, or leave them out, say so in
-            one warning and list them in `skipped`.
+            one warning and list them in `skipped`. With "skip" and `check` an image that cannot be read does
+            not end a run: the nearest earlier (else later) one of its episode stands in, told by a warning
+            and listed once (in the process that met it).
 
     Attributes:
-        skipped: what was left out, by the store or for NaN: where and why.
+        skipped: what was left out, by the store or for NaN, or stood in for: where and why.
 
     Raises:
         ValueError: a field the entry names is missing (lists what exists) or of the wrong kind or width; NaN.
@@ -51,8 +54,9 @@ class MappedDataset:
     ):
         self.name, self.split, self.path = store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
+        self._stands_in = check and on_error == "skip"
         self.store = store
-        check_entry(store, entry, embodiment)
+        check_entry(store, entry)
         widths = number_widths(store, entry)
         self._action = NativeVector(embodiment, "action", entry.action, widths, self.name)
         self._state = NativeVector(embodiment, "proprio", entry.state, widths, self.name)
@@ -210,8 +214,25 @@ class MappedDataset:
             image = self.store.image(self.entry.cameras[camera], index, self._drop_first + t)
         except ValueError as error:
             where = f"{self.name}: episode {self.episode_id(index)} step {t} camera '{camera}'"
-            raise ValueError(f"{where}: {error}") from None
+            if not self._stands_in:
+                raise ValueError(f"{where}: {error}") from None
+            image = self._stand_in(index, t, camera, f"{where}: {error}")
         return undo_quirks(image, self.entry.image_quirks.get(camera, ()))
+
+    def _stand_in(self, index: int, t: int, camera: str, reason: str) -> np.ndarray:
+        """The stored image nearest before step t, else after it, that can be read, told once."""
+        field = self.entry.cameras[camera]
+        for step in (*range(t - 1, -1, -1), *range(t + 1, int(self.lengths[index]))):
+            try:
+                image = self.store.image(field, index, self._drop_first + step)
+            except ValueError:
+                continue
+            text = f"{reason}; the image of step {step} stands in"
+            if text not in self.skipped:
+                self.skipped.append(text)
+                warnings.warn(text, stacklevel=5)
+            return image
+        raise ValueError(f"{reason}; no other image of the episode can be read")
 
     def _depth(self, index: int, t: int, camera: str) -> Float[np.ndarray, "h w"]:
         depth, step = self.entry.depth[camera], self._drop_first + t

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import vla_adapt
 from vla_adapt.episodes.cache_folder import cache_places, first_writable, publish
 from vla_adapt.episodes.mapped import MappedDataset
 from vla_adapt.episodes.motion_summary import PIECE_STEPS, MotionSummary
@@ -107,8 +108,8 @@ def _files(path: Path) -> str:
 @functools.cache
 def _code() -> str:
     """Digest of the code that turns files into unified motion: a changed transform must not go unseen."""
-    package = Path(__file__).resolve().parents[1]
-    sources = [*package.glob("episodes/*.py"), *package.glob("actions/*.py"), package / "embodiment.py"]
+    package = Path(vla_adapt.__file__).resolve().parent
+    sources = [*package.glob("episodes/**/*.py"), *package.glob("actions/*.py"), package / "embodiment.py"]
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(source.read_bytes())

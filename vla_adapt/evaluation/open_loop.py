@@ -81,9 +81,12 @@ def _predict(policy: RobotPolicy, steps: Sequence[Place]) -> tuple[np.ndarray, n
     predicted, true, masks = [], [], []
     for start in range(0, len(steps), BATCH):
         batch = [
-            window(dataset[episode], step, policy.horizon, *policy.unifiers, (policy.camera,), dataset.name)
+            window(
+                dataset[episode], step, policy.horizon, *policy.unifiers, (policy.camera,), dataset.name,
+                optional_cameras=policy.observation.more_cameras,
+            )
             for dataset, episode, step in steps[start : start + BATCH]
-        ]
+        ]  # fmt: skip
         predicted.append(policy.predict_windows(batch))
         true.append(np.stack([item["action"] for item in batch]))
         masks.append(np.stack([item["action_mask"] for item in batch]))

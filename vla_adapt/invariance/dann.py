@@ -53,7 +53,7 @@ class RobotClassifier(nn.Module):
                 self.register_buffer("codes", torch.randn(CODES, CODE_WIDTH), persistent=False)
 
     def forward(
-        self, features: Float[Tensor, "B F"], condition: Num[Tensor, B *C] | None = None
+        self, features: Float[Tensor, "B F"], condition: Num[Tensor, B * C] | None = None
     ) -> Float[Tensor, "B R"]:
         """Logits. `condition` is [B] whole numbers, or [B, C]; no gradient flows into it.
 
@@ -75,9 +75,7 @@ class RobotClassifier(nn.Module):
         return condition.detach().float()
 
 
-def balanced_cross_entropy(
-    logits: Float[Tensor, "B R"], robot_index: Int[Tensor, " B"]
-) -> Float[Tensor, ""]:
+def balanced_cross_entropy(logits: Float[Tensor, "B R"], robot_index: Int[Tensor, " B"]) -> Float[Tensor, ""]:
     """Cross-entropy averaged over each robot's rows, then over the robots present."""
     losses = nn.functional.cross_entropy(logits, robot_index.long(), reduction="none")
     return balanced_mean(losses, robot_index)

@@ -121,7 +121,7 @@ class InvarianceObjective(nn.Module):
         features: Float[Tensor, "B F"],
         robot_index: Int[Tensor, " B"],
         progress: float,
-        condition: Num[Tensor, B *C] | None = None,
+        condition: Num[Tensor, B * C] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """What to add to the action loss, and numbers to log.
 
@@ -147,7 +147,9 @@ class InvarianceObjective(nn.Module):
         if not self.config.conditional:
             condition = None
         elif condition is None:
-            raise ValueError("invariance.conditional is set, but no condition is given: pass the instructions")
+            raise ValueError(
+                "invariance.conditional is set, but no condition is given: pass the instructions"
+            )
         strength = self.config.strength(progress)
         with torch.autocast(features.device.type, enabled=False):
             standard = _standard_units(features.float())

@@ -70,9 +70,7 @@ def _linear(train: Float[Tensor, "N F"], robot_index: Int[Tensor, " N"], robots:
     return model
 
 
-def _mlp(
-    train: Float[Tensor, "N F"], robot_index: Int[Tensor, " N"], robots: int, hidden: int
-) -> nn.Module:
+def _mlp(train: Float[Tensor, "N F"], robot_index: Int[Tensor, " N"], robots: int, hidden: int) -> nn.Module:
     model = nn.Sequential(nn.Linear(train.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, robots))
     optimizer = torch.optim.AdamW(model.parameters(), lr=_MLP_RATE, weight_decay=_MLP_DECAY)
     for _ in range(_MLP_STEPS):

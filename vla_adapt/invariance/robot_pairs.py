@@ -22,9 +22,7 @@ def membership(robot_index: Int[Tensor, " B"]) -> Float[Tensor, "B R"] | None:
     return (robot_index[:, None] == robots).float()
 
 
-def block_sums(
-    between_rows: Float[Tensor, "B B"], members: Float[Tensor, "B R"]
-) -> Float[Tensor, "R R"]:
+def block_sums(between_rows: Float[Tensor, "B B"], members: Float[Tensor, "B R"]) -> Float[Tensor, "R R"]:
     """Sum of a matrix between rows over each pair of robots."""
     return members.T @ between_rows @ members
 

@@ -96,6 +96,7 @@ class BatchBuilder:
         normalizers: robot -> (action normalizer, proprio normalizer or None when there is no proprio).
         blind: zero all pixel values, the control that shows whether vision is used.
         image_key: which camera the policy sees.
+        more_cameras: others that it sees too, where there are images of them.
         view: done to every image, e.g. `randomization.visual.CenterCrop`.
         augment: done in its place to the images of windows, by their sample numbers, e.g.
             `randomization.visual.Augmentation`; for training only.
@@ -110,6 +111,7 @@ class BatchBuilder:
         image_key: str = "primary",
         view: PixelChange | None = None,
         augment: Augment | None = None,
+        more_cameras: Sequence[str] = (),
     ):
         self.preprocessor = preprocessor
         self.tokenizer = tokenizer
@@ -118,6 +120,7 @@ class BatchBuilder:
         self.image_key = image_key
         self.view = view
         self.augment = augment
+        self.more_cameras = tuple(more_cameras)
 
     @classmethod
     def from_pretrained(
@@ -128,32 +131,29 @@ class BatchBuilder:
         image_key: str = "primary",
         view: PixelChange | None = None,
         augment: Augment | None = None,
+        more_cameras: Sequence[str] = (),
     ) -> BatchBuilder:
         """Take image and text processing from a base checkpoint folder."""
         preprocessor = ImagePreprocessor.from_pretrained(directory)
         tokenizer = PromptTokenizer.from_pretrained(directory)
-        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment)
+        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment, more_cameras)
 
     def windows(self, windows: Sequence[Mapping[str, Any]]) -> PolicyBatch:
         """Windows in unified SI units (see `episodes.windows.window`) to a training batch.
 
-        `extra` holds what all windows have, as float32 for floating numbers. Of several cameras only
-        `image_key` is read; no policy reads history yet.
+        `extra` holds what all windows have, as float32 for floating numbers. No policy reads history yet.
 
         Raises:
             ValueError: the camera is missing or masked, windows with history, a robot without statistics.
         """
-        change = self.view
-        if self.augment is not None:
-            samples = [window["ids"]["sample"] for window in windows]
-            change = partial(self.augment, samples, self.image_key)
+        samples = [window["ids"].get("sample") for window in windows] if self.augment is not None else []
         batch = self._observations(
             [self._seen(window) for window in windows],
             [window["instruction"] for window in windows],
             [window["robot"] for window in windows],
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
-            change,
+            samples,
         )
         values, masks = [], []
         for window in windows:
@@ -195,7 +195,6 @@ class BatchBuilder:
             list(robots),
             none if proprio is None else list(proprio),
             none if proprio_mask is None else list(proprio_mask),
-            self.view,
         )
 
     def observation(
@@ -222,11 +221,9 @@ class BatchBuilder:
         robots: list[str],
         proprio: Sequence[np.ndarray | None],
         proprio_mask: Sequence[np.ndarray | None],
-        change: PixelChange | None,
+        samples: Sequence[int] = (),
     ) -> PolicyBatch:
-        pixel_values = self.preprocessor([self._image(cameras) for cameras in images], change)
-        if self.blind:
-            pixel_values.zero_()
+        pixel_values, camera_mask = self._pixels(images, samples)
         input_ids, attention_mask = self.tokenizer(instructions)
         values = np.zeros((len(robots), 32), dtype=np.float32)
         masks = np.zeros((len(robots), 32), dtype=bool)
@@ -247,11 +244,35 @@ class BatchBuilder:
             proprio=torch.from_numpy(values),
             proprio_mask=torch.from_numpy(masks),
             slot_mask=torch.from_numpy(slots),
+            camera_mask=camera_mask,
             robots=robots,
         )
 
+    def _pixels(
+        self, images: list[Mapping[str, np.ndarray]], samples: Sequence[int]
+    ) -> tuple[Float[torch.Tensor, "B channels h w"], Bool[torch.Tensor, "B C"] | None]:
+        """Channels of all cameras, and which images are there; `samples`: numbers of rows to augment."""
+        planes = [
+            self.preprocessor([self._image(row) for row in images], self._change(self.image_key, samples))
+        ]
+        there = np.ones((len(images), 1 + len(self.more_cameras)), dtype=bool)
+        for place, camera in enumerate(self.more_cameras, start=1):
+            there[:, place] = [camera in row for row in images]
+            frames = [row.get(camera, np.zeros_like(row[self.image_key])) for row in images]
+            planes.append(self.preprocessor(frames, self._change(camera, samples)))
+        pixels = torch.cat(planes, dim=1) if self.more_cameras else planes[0]
+        if self.blind:
+            pixels.zero_()
+        return pixels, torch.from_numpy(there) if self.more_cameras else None
+
+    def _change(self, camera: str, samples: Sequence[int]) -> PixelChange | None:
+        """What is done to the images of a camera: training's augmentation, else the view."""
+        if self.augment is None or not samples:
+            return self.view
+        return partial(self.augment, samples, camera)
+
     def _seen(self, window: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-        """The images of a window; a masked one would train the policy on blackness."""
+        """The images of a window that are there; a masked one would train the policy on blackness."""
         if "history_mask" in window:
             frames = len(window["history_mask"])
             raise ValueError(
@@ -262,7 +283,8 @@ class BatchBuilder:
                 f"{_place(window)}: no image of camera {self.image_key!r}, which the policy reads; "
                 "do not make it an optional camera of the mixture"
             )
-        return window["images"]
+        there = window.get("image_mask", {})
+        return {camera: image for camera, image in window["images"].items() if there.get(camera, True)}
 
     def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.image_key not in cameras:

@@ -1,4 +1,4 @@
-"""What a run will take, before it runs: parameters, memory, arithmetic, adapter size; from one step rehearsed.
+"""What a run will take: parameters, memory, arithmetic, size of adapters; from a rehearsal of one step.
 
 The learner is the real one, built on the meta device and run on tensors without numbers (see `rehearsal`), so
 that the plan holds for every method, head and loss. Weights need not be there, data neither.

@@ -81,6 +81,7 @@ def plan_batch(recipe: Recipe, data: PlanData, model: OpenVLA, size: int) -> Pol
     robots = data.batch_robots(size)
     slots = torch.from_numpy(np.stack([data.masks[robot] for robot in robots]))
     horizon, side = recipe.policy.head.horizon, model.config.image_sizes[0]
+    cameras = 1 + len(recipe.policy.more_cameras)
     extra = {}
     if recipe.auxiliary.weight and data.datasets:
         example = torch.from_numpy(np.asarray(data.datasets[0][0].extra(recipe.auxiliary.key)[0], np.float32))
@@ -88,7 +89,7 @@ def plan_batch(recipe: Recipe, data: PlanData, model: OpenVLA, size: int) -> Pol
     return PolicyBatch(
         input_ids=torch.ones(size, data.text_tokens, dtype=torch.long),
         attention_mask=_ragged(size, data.text_tokens),
-        pixel_values=torch.zeros(size, 6, side, side),
+        pixel_values=torch.zeros(size, 6 * cameras, side, side),
         proprio=torch.zeros(size, NUM_SLOTS),
         proprio_mask=slots.clone(),
         slot_mask=slots,

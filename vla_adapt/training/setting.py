@@ -87,17 +87,22 @@ def prepare(recipe: Recipe) -> Setting:
     """
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
+    _check_camera(data, recipe.policy.camera)
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
     learner = make_learner(recipe, model, list(robots), datasets)
     warm = _warm_start(recipe, learner, robots)
-    mixture = data.draw(recipe.seed, recipe.policy.head.horizon, cameras=(recipe.policy.camera,))
+    mixture = data.draw(
+        recipe.seed, recipe.policy.head.horizon,
+        cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
+    )  # fmt: skip
     builder = BatchBuilder.from_pretrained(
         model.source,
         {name: robot.normalizers for name, robot in robots.items()},
         blind=recipe.policy.blind,
         image_key=recipe.policy.camera,
+        more_cameras=recipe.policy.more_cameras,
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
@@ -126,6 +131,19 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
         warnings.warn("policy.blind zeroes all pixels, so augmentation has no effect", stacklevel=2)
         return None
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
+
+
+def _check_camera(data: OpenedMixture, camera: str) -> None:
+    """By the first episode of every dataset, so that a run does not stop in its middle."""
+    for part in data.parts:
+        for dataset in (part.train, *([] if part.held_out is None else [part.held_out])):
+            there = dataset[0].cameras
+            if camera not in there:
+                raise ValueError(
+                    f"{dataset.name}: no camera '{camera}', which the policy shall see; it has "
+                    f"{', '.join(there) or 'none'}: set policy.camera to one that all datasets have, or map "
+                    f"one of its image fields as '{camera}' in an entry of its own (cameras: ...)"
+                )
 
 
 def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str, Robot]:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
+from vla_adapt.cli_adapters import Base, adapters_app
 from vla_adapt.cli_data import console, data_app
 
 app = typer.Typer(
@@ -35,9 +36,6 @@ class ListByDefault(TyperGroup):
 
 
 robots_app = typer.Typer(cls=ListByDefault, help="The embodiments. Example: vla-adapt robots show ur5e")
-adapters_app = typer.Typer(
-    no_args_is_help=True, help="Bundles. Example: vla-adapt adapters verify runs/x/bundles"
-)
 sim_app = typer.Typer(
     no_args_is_help=True, help="Simulated robots. Example: vla-adapt sim record ur5e --out data"
 )
@@ -45,8 +43,6 @@ app.add_typer(robots_app, name="robots")
 app.add_typer(data_app, name="data")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(sim_app, name="sim")
-
-Base = Annotated[str, typer.Option("--base", help="'tiny' (shipped) or an OpenVLA checkpoint folder")]
 
 
 def main() -> None:
@@ -87,100 +83,6 @@ def robots_show(name: Annotated[str, typer.Argument(help="name or YAML file")]) 
     for row in rows:
         table.add_row(*(str(value) for value in row))
     console.print(table)
-
-
-@adapters_app.command("list")
-def adapters_list(folder: Path) -> None:
-    """List the bundles in a folder."""
-    from vla_adapt.adaptation.bundle import find_bundles, read_manifest
-
-    table = Table("robot", "folder", "base", "tensors", "recipe")
-    for path in find_bundles(folder):
-        manifest = read_manifest(path)
-        facts = manifest["facts"]
-        table.add_row(
-            manifest["robot"], str(path), manifest["base_fingerprint"][:12], str(len(manifest["adapter"])),
-            str(facts.get("recipe_name", "")),
-        )  # fmt: skip
-    console.print(table)
-
-
-@adapters_app.command("show")
-def adapters_show(folder: Path) -> None:
-    """Print the model card and facts of one bundle."""
-    from vla_adapt.adaptation.bundle import Bundle
-
-    bundle = Bundle.load(folder)
-    console.print(bundle.card, markup=False)
-    facts = {key: value for key, value in bundle.facts.items() if key != "recipe"}
-    console.print(json.dumps(facts, indent=1), markup=False)
-
-
-@adapters_app.command("verify")
-def adapters_verify(folder: Path, base: Base = "tiny") -> None:
-    """Check files and base of every bundle in FOLDER and replay its golden observation -> action pair."""
-    from vla_adapt.adaptation.bundle import Bundle, find_bundles
-    from vla_adapt.policy.openvla import OpenVLA
-    from vla_adapt.resources import base_dir
-
-    model = OpenVLA.from_pretrained(base_dir(base))
-    failed = 0
-    for path in find_bundles(folder):
-        try:
-            result = Bundle.load(path).verify(model)
-        except ValueError as error:
-            failed += 1
-            print(f"FAILED {error}")
-        else:
-            print(
-                f"ok     {result.robot}: golden pair replayed, {result.max_difference:.2g} of the range apart"
-            )
-    if failed:
-        raise SystemExit(1)
-
-
-@adapters_app.command("warm-start")
-def adapters_warm_start(
-    bundle: Annotated[Path, typer.Argument(help="bundle of the robot that is trained already")],
-    source: Annotated[str, typer.Option("--from", help="episodes of that robot")],
-    target: Annotated[str, typer.Option("--to", help="episodes of the robot to start")],
-    out: Annotated[Path, typer.Option(help="folder of the new bundle")],
-    base: Base = "tiny",
-    robot: Annotated[str | None, typer.Option(help="embodiment of --to, where the data does not say")] = None,
-    paired: Annotated[bool, typer.Option(help="n-th episode with n-th, step by step")] = False,
-    alignment: Annotated[str, typer.Option(help="of episodes of one instruction: time or dtw")] = "time",
-    kind: Annotated[
-        str, typer.Option(help="linear, or mlp (its linear part alone reaches the head)")
-    ] = "linear",
-    seed: int = 0,
-) -> None:
-    """Learn the map from one robot's actions to another's and leave a bundle from which the other starts.
-
-    Example: vla-adapt adapters warm-start runs/a/bundles/ur5e --from data/ur5e --to data/xarm --out xarm
-    """
-    from vla_adapt.adaptation.action_adapter import ActionAdapterConfig
-    from vla_adapt.adaptation.action_pairs import PairingConfig
-    from vla_adapt.adaptation.bundle import Bundle
-    from vla_adapt.adaptation.warm_start import make_warm_bundle
-    from vla_adapt.episodes import open_dataset
-    from vla_adapt.policy.openvla import OpenVLA
-    from vla_adapt.resources import base_dir
-    from vla_adapt.suggest import validate_model
-
-    before = Bundle.load(bundle)
-    episodes = "paired" if paired else "instruction"
-    started, errors = make_warm_bundle(
-        before, OpenVLA.from_pretrained(base_dir(base)),
-        [open_dataset(source, embodiment=before.embodiment)], [open_dataset(target, embodiment=robot)],
-        validate_model(PairingConfig, {"episodes": episodes, "alignment": alignment}, "warm-start"),
-        validate_model(ActionAdapterConfig, {"kind": kind}, "warm-start"), seed=seed,
-    )  # fmt: skip
-    started.save(out)
-    print(
-        f"{out}: {started.robot} started from {before.robot}; held-out error of the map {errors.adapter:.3f} "
-        f"(linear part {errors.linear:.3f}, copying shared slots {errors.copy:.3f}, predict-the-mean "
-        f"{errors.mean:.3f})\ntrain on from it with `--set warm_start.{started.robot}={out}`"
-    )
 
 
 @app.command()

@@ -120,15 +120,18 @@ class RobotPolicy:
         Raises:
             ValueError: a missing camera or key, a state of the wrong width or with NaN.
         """
-        state = mask = None
-        if self.reads_state:
-            if observation.get("state") is None:
-                wanted = self.embodiment.proprio_dim
-                raise ValueError(f"observation of '{self.robot}' has no 'state'; wanted {wanted} numbers")
-            state, mask = self._proprio.to_unified(self.embodiment.check_proprio(observation["state"]))
-        batch = self._builder.observation(observation, self.robot, state, mask)
-        actions = self._actions.to_robot(self._predict(batch)[0]).astype(np.float32)
+        actions = self._actions.to_robot(self._predict(self.batch(observation))[0]).astype(np.float32)
         return put_constants(self.embodiment, actions, self.constants)
+
+    def batch(self, observation: Mapping[str, Any]) -> PolicyBatch:
+        """One observation as the model sees it; see `act`."""
+        if not self.reads_state:
+            return self._builder.observation(observation, self.robot)
+        if observation.get("state") is None:
+            wanted = self.embodiment.proprio_dim
+            raise ValueError(f"observation of '{self.robot}' has no 'state'; wanted {wanted} numbers")
+        state, mask = self._proprio.to_unified(self.embodiment.check_proprio(observation["state"]))
+        return self._builder.observation(observation, self.robot, state, mask)
 
     def predict_windows(self, windows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "B H 32"]:
         """Predicted unified chunks in SI units for windows of recorded episodes."""

@@ -50,7 +50,8 @@ def open_dataset(
         check: refuse NaN in actions and states at once.
         on_error: "error": refuse damaged data; "skip": leave damaged episodes out, say so in one warning and
             list them in `.skipped`: broken records (RLDS), files (LeRobot), files and episodes (HDF5) and,
-            with `check`, NaN. Images that do not decode raise when read, either way.
+            with `check`, NaN; an image that cannot be read is then replaced by its neighbor in time, see
+            `MappedDataset`.
         verify_images: check a CRC of every image when it is read (RLDS, and LeRobot's images but not videos,
             which reads them all once to note their CRCs). A warning says where it has no effect.
         image_scale: decode JPEGs at the smallest DCT scale that leaves both sides at least this many pixels:

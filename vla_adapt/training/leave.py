@@ -16,6 +16,7 @@ from vla_adapt.adaptation.card import model_card
 from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.original_statistics import norm_stats_entry
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.heads import ActionHead, save_head
@@ -27,7 +28,7 @@ PACKAGES = ("vla_adapt", "torch", "transformers", "peft", "accelerate", "numpy")
 def leave_bundles(setting: Setting, folder: Path, results: list[OpenLoopResult]) -> None:
     """Write `bundles/<robot>` for every robot, after `model/` when the run trained the base itself."""
     base = setting.base_fingerprint
-    if setting.recipe.adaptation.kind == "full":
+    if setting.recipe.adaptation.changes_base:
         base = _leave_model(setting, folder / "model")
     held_out = {result.robot: result for result in results}
     for name in setting.robots:
@@ -137,20 +138,12 @@ def _tolerance(head: ActionHead, precision: str) -> float:
 def _leave_model(setting: Setting, folder: Path) -> str:
     """Save the trained base (original layout, head and statistics beside it) and return its fingerprint."""
     model = setting.learner.model
-    model.config.norm_stats.update({name: _norm_stats(robot) for name, robot in setting.robots.items()})
+    model.config.norm_stats.update(
+        {name: norm_stats_entry(robot.action) for name, robot in setting.robots.items()}
+    )
     first = next(iter(setting.learner.heads.values()))
     assert isinstance(first, ActionHead)
     with atomic_folder(folder) as aside:
         model.save_pretrained(aside)
         save_head(first, aside)
     return fingerprint(folder)
-
-
-def _norm_stats(robot: Robot) -> dict[str, Any]:
-    """OpenVLA's `norm_stats` entry, over the robot's own slots in slot order."""
-    slots = np.flatnonzero(robot.action.mask)
-    grippers = np.isin(slots, (6, 20))
-    values = {
-        key: getattr(robot.action, key)[slots].tolist() for key in ("mean", "std", "min", "max", "q01", "q99")
-    }
-    return {"action": {**values, "mask": (~grippers).tolist()}, "num_transitions": int(robot.action.count)}

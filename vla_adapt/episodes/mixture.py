@@ -124,8 +124,9 @@ class Mixture:
         return Sample(dataset, *self._orders[dataset].at(occurrence))
 
     def window(self, n: int) -> Window:
-        """The window of sample number `n`; `ids` also holds "sample": n."""
-        number, index, step = self.sample(n)
+        """The window of sample number `n`; `ids` also holds "sample": n, and `drawn` is `sample(n)`."""
+        drawn = self.sample(n)
+        number, index, step = drawn
         episode, motion = self._episode(number, index)
         cut = window(
             episode,
@@ -139,7 +140,7 @@ class Mixture:
             self.optional_cameras,
             self.history,
         )
-        cut["ids"]["sample"] = n
+        cut["ids"]["sample"], cut["drawn"] = n, drawn
         return cut
 
     def without_images(self) -> Mixture:

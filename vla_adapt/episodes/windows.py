@@ -169,9 +169,11 @@ def _look(episode: Episode, t: int, history: int, camera: str, where: str) -> UI
 
 def _state(motion: UnifiedMotion, t: int, history: int) -> dict[str, np.ndarray]:
     """proprio [32] and its mask; with history [K, 32] and history_mask [K] besides."""
+    if history == 1:
+        now = np.zeros(NUM_SLOTS, np.float32) if motion.proprio is None else motion.proprio[t].copy()
+        return {"proprio": now, "proprio_mask": motion.proprio_mask.copy()}
     steps = np.arange(t - history + 1, t + 1)
     proprio = np.zeros((history, NUM_SLOTS), np.float32)
     if motion.proprio is not None:
         proprio[:] = motion.proprio[np.maximum(steps, 0)]
-    state = {"proprio": proprio if history > 1 else proprio[0], "proprio_mask": motion.proprio_mask.copy()}
-    return {**state, "history_mask": steps >= 0} if history > 1 else state
+    return {"proprio": proprio, "proprio_mask": motion.proprio_mask.copy(), "history_mask": steps >= 0}

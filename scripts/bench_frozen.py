@@ -5,8 +5,8 @@
 
 The tiny base, two robots, episodes of 256x256 JPEG frames. An epoch is what `training.loop` does with every
 sample once: loading, forward, backward, clipping, optimizer, metrics. Both kinds take turns in one process
-without loader processes; the ratio is of CPU seconds, which a busy machine distorts less, that of wall time
-is printed beside. `fill_s` is the one-time making of the features.
+without loader processes; the ratio is of CPU seconds, which a busy machine distorts less, that of wall
+seconds is printed beside. `fill_s` is the one-time making of the features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stages: what rests gets no gradient and no update; outside of a step all that ever trains is seen to train."""
+"""Stages: what rests gets no gradient and no update; outside of a step all that ever trains is there."""
 
 from __future__ import annotations
 

@@ -164,7 +164,8 @@ class BatchBuilder:
             batch.summary = self.summaries(samples)
         else:
             texts = [window["instruction"] for window in windows]
-            self._show(batch, [self._seen(window) for window in windows], texts, samples)
+            numbers = [] if self.augment is None else samples  # a window from outside a mixture has none
+            self._show(batch, [self._seen(window) for window in windows], texts, numbers)
         values, masks = [], []
         for window in windows:
             mask = np.asarray(window["action_mask"], dtype=bool)

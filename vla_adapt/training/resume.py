@@ -1,7 +1,11 @@
 """Exact resume: all processes save and restore together, and agree on which checkpoint is the last good one.
 
 Of the order of samples a checkpoint holds the number of the next one (`episodes.loader`): the rest is a pure
-function, on any number of processes and workers.
+function, on any number of processes and workers. Dropout draws from (seed, step, rank), anew each step.
+
+Bit for bit as if nothing had happened: another number of workers, another `save_every` or `log_every`, another
+machine of the same kind. On another number of processes, or with another `accumulate`: the same samples in each
+step, losses equal up to the order of float sums; with dropout, other draws. Other software: named, not refused.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def test_a_block_is_free_when_its_last_array_is_gone() -> None:
     del array
     again = pool.take(0)
     assert again is not None
-    assert bytes(again.memory[:5]) == b"\0\0\7\7\0"
+    assert bytes(again.room()[:5]) == b"\0\0\7\7\0"
 
 
 def test_owners_have_blocks_of_their_own() -> None:
@@ -40,8 +40,19 @@ def test_owners_have_blocks_of_their_own() -> None:
 
 def test_filling() -> None:
     block = Block(0, memoryview(bytearray(1000)))
-    assert [block.fill(100), block.fill(1), block.fill(800)] == [0, 128, 192]
+    assert [block.fill(100), block.fill(1), block.fill(800)] == [16, 144, 208]
     assert (block.used, len(block.room())) == (1000, 0)
+
+
+def test_frames_never_start_at_a_multiple_of_32() -> None:
+    """There libjpeg-turbo is slower."""
+    pool = BlockPool(1, 2, SIZE)
+    blocks = [pool.take(0) for _ in range(2)]
+    for block in blocks:
+        assert block is not None
+        for size in (100, 64, 768, 1):
+            assert np.frombuffer(block.room(), np.uint8).__array_interface__["data"][0] % 32 == 16
+            block.fill(size)
 
 
 def test_untouched_memory_is_free() -> None:

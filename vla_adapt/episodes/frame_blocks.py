@@ -14,7 +14,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-_ALIGNED = 64
+# Everything in a block starts this far from a multiple of 64: rows that start at a multiple of 32 are written
+# past the caches by libjpeg-turbo, and decoding takes 7 % longer.
+FIRST, _APART = 16, 64
 # MAP_NORESERVE, so that untouched pages count nowhere, where they otherwise would.
 _NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
 
@@ -25,11 +27,11 @@ class Block:
     Attributes:
         number: of the block in its pool.
         memory: all of it; whatever is made from it keeps the block from being taken again.
-        used: bytes filled.
+        used: bytes filled, or not to be.
     """
 
     def __init__(self, number: int, memory: memoryview):
-        self.number, self.memory, self.used = number, memory, 0
+        self.number, self.memory, self.used = number, memory, FIRST
 
     def room(self) -> memoryview:
         """What is not filled yet."""
@@ -38,7 +40,7 @@ class Block:
     def fill(self, size: int) -> int:
         """Count the first `size` bytes of the room as filled; where they start."""
         start = self.used
-        self.used = min(len(self.memory), start + -(-size // _ALIGNED) * _ALIGNED)
+        self.used = min(len(self.memory), start + -(-size // _APART) * _APART)
         return start
 
 

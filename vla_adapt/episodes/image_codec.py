@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from typing import Any
 
@@ -66,10 +65,13 @@ def _pixels(data: bytes, color: str, **scale: Any) -> np.ndarray:
     """A decoded JPEG, in the current block of frame memory if it has room for it."""
     block = current_block()
     if block is not None:
-        with contextlib.suppress(ValueError):  # no room, or damaged: the call below says so
+        try:
             pixels = simplejpeg.decode_jpeg(
                 data, color, fastdct=True, fastupsample=False, buffer=block.room(), **scale
             )
+        except ValueError:  # no room, or damaged: the call below says so
+            pass
+        else:
             block.fill(pixels.nbytes)
             return pixels
     return simplejpeg.decode_jpeg(data, color, fastdct=True, fastupsample=False, **scale)
@@ -108,6 +110,8 @@ def _decode_wide_png(data: bytes) -> np.ndarray:
 
 
 def _check_shape(shape: tuple[int, ...], leaf: LeafSpec) -> None:
+    if shape == leaf.shape:
+        return
     for wanted, got in zip(leaf.shape, shape, strict=False):
         if wanted not in (-1, got):
             raise ValueError(f"image is {list(shape)}, the schema says {list(leaf.shape)}")

@@ -159,7 +159,9 @@ class BatchBuilder:
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
         )
-        samples = [window.get("ids", {}).get("sample") for window in windows]
+        samples = []
+        if self.summaries is not None or self.augment is not None:
+            samples = [window["ids"]["sample"] for window in windows]
         if self.summaries is not None:
             batch.summary = self.summaries(samples)
         else:

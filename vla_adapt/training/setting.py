@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,13 +92,8 @@ def prepare(recipe: Recipe) -> Setting:
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
-    heads = _heads(recipe, model, list(robots))
-    recipe.adaptation.prepare(model, list(robots))
-    warm = _warm_start(recipe, model, heads, robots)
-    for head in heads.values():
-        head.requires_grad_(recipe.adaptation.trains_heads)
-    auxiliary, invariance = _auxiliary(recipe, model, datasets), _invariance(recipe, model, list(robots))
-    learner = Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
+    learner = make_learner(recipe, model, list(robots), datasets)
+    warm = _warm_start(recipe, learner, robots)
     mixture = data.draw(
         recipe.seed, recipe.policy.head.horizon,
         cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
@@ -113,6 +108,21 @@ def prepare(recipe: Recipe) -> Setting:
         augment=_augmentation(recipe),
     )
     return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, [*data.notes, *notes], warm)
+
+
+def make_learner(
+    recipe: Recipe, model: OpenVLA, robots: list[str], datasets: Sequence[EpisodeDataset]
+) -> Learner:
+    """What trains, on `model`; the datasets are read for the helper loss only."""
+    heads = _heads(recipe, model, robots)
+    recipe.adaptation.prepare(model, robots)
+    for head in heads.values():
+        head.requires_grad_(recipe.adaptation.trains_heads)
+    if recipe.train.checkpointing:
+        model.gradient_checkpointing_enable()
+    invariance = _invariance(recipe, model, robots)
+    auxiliary = _auxiliary(recipe, model, datasets)
+    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -182,9 +192,7 @@ def _own_condition(head: ActionHead) -> ActionHead:
     return twin
 
 
-def _warm_start(
-    recipe: Recipe, model: OpenVLA, heads: dict[str, ActionHead], robots: dict[str, Robot]
-) -> dict[str, Bundle]:
+def _warm_start(recipe: Recipe, learner: Learner, robots: dict[str, Robot]) -> dict[str, Bundle]:
     unknown = sorted(recipe.warm_start.keys() - robots.keys())
     if unknown:
         raise ValueError(
@@ -193,9 +201,10 @@ def _warm_start(
     warm = {}
     for name, folder in recipe.warm_start.items():
         warm[name] = Bundle.load(Path(folder).expanduser())
-        lora = getattr(model, "peft_config", {}).get(name)
-        normalizer = robots[name].normalizers[0]
-        start_robot(warm[name], model, heads[name], robots[name].embodiment, normalizer, lora)
+        lora = getattr(learner.model, "peft_config", {}).get(name)
+        head, robot = learner.heads[name], robots[name]
+        assert isinstance(head, ActionHead)
+        start_robot(warm[name], learner.model, head, robot.embodiment, robot.normalizers[0], lora)
     return warm
 
 
@@ -207,7 +216,7 @@ def _invariance(recipe: Recipe, model: OpenVLA, robots: list[str]) -> Invariance
 
 
 def _auxiliary(
-    recipe: Recipe, model: OpenVLA, datasets: list[EpisodeDataset]
+    recipe: Recipe, model: OpenVLA, datasets: Sequence[EpisodeDataset]
 ) -> tuple[AuxiliaryLoss | None, float, str]:
     config = recipe.auxiliary
     if not config.weight:

@@ -83,7 +83,10 @@ def _alternatives(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, Recipe]]:
         yield _set(recipe, {"train.accumulate": train.accumulate * passes})
     if not train.checkpointing:
         yield _set(recipe, {"train.checkpointing": True})
-    least = {"train.accumulate": train.accumulate * plan.samples, "train.checkpointing": True}
+    least: dict[str, object] = {
+        "train.accumulate": train.accumulate * plan.samples,
+        "train.checkpointing": True,
+    }
     if plan.samples > 1:
         yield _set(recipe, least)
     if train.precision == "fp32":

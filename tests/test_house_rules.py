@@ -30,7 +30,16 @@ LAYERS = {
 # Beyond the order: what may not be imported although it lies lower, and the pair that may although level.
 FORBIDDEN = {"serving": {"episodes"}, "sim": {"policy"}}
 LEVEL_FRIENDS = {("recipe", "training"), ("training", "recipe")}
-LAZY = {"tensorflow", "tensorflow_datasets", "mujoco", "robosuite", "mink", "ray", "matplotlib"}
+LAZY = {
+    "tensorflow",
+    "tensorflow_datasets",
+    "mujoco",
+    "robosuite",
+    "mink",
+    "ray",
+    "matplotlib",
+    "bitsandbytes",
+}
 
 
 def modules() -> list[Path]:

@@ -152,7 +152,8 @@ class Recipe(BaseModel):
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
-        unread = {"title": True, "policy": {"constants"}, "train": _NO_UPDATE}
+        cache = {"cache", "cache_dir"}
+        unread = {"title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.adaptation.export import export_bundle
 from vla_adapt.adaptation.factors import read_factors
@@ -125,6 +126,16 @@ def test_the_golden_pair_is_replayed_and_no_state_is_wanted(imported, original_b
     assert bundle.golden is not None
     assert np.array_equal(bundle.golden.image, golden_image())
     assert "imported from the original finetune.py" in bundle.card
+
+
+def test_it_is_served_without_a_state(imported, original_base):
+    bank = Bank(OpenVLA.from_pretrained(original_base), [Bundle.load(imported.folder)])
+    assert bank.robots()["widowx"]["state_required"] is False
+    image, prompt = OBSERVATIONS[0]
+    alone = bank.act("widowx", {"images": {"primary": image}, "prompt": prompt})[0]
+    assert alone.shape == (1, 7)
+    given = {"images": {"primary": image}, "prompt": prompt, "state": np.ones(7, np.float32)}
+    assert np.array_equal(bank.act("widowx", given)[0], alone)
 
 
 @pytest.mark.parametrize("robot", ["franka_panda", "widowx"])

@@ -41,7 +41,7 @@ def test_what_a_run_leaves(finished_run: Path):
     assert wanted <= rows[0].keys()
     assert len(json.loads((finished_run / "open_loop.json").read_text())) == 2
     assert list((finished_run / "tensorboard").iterdir())
-    assert not (finished_run / "resume.pt").exists()
+    assert not (finished_run / "checkpoints").exists()
     assert not (finished_run / "model").exists(), "an adapter run must not save or merge the base"
 
 

@@ -29,13 +29,12 @@ class SummaryCache:
     """The cached summary of one dataset in one layout; of a dataset that is not on a local disk, nothing."""
 
     def __init__(self, dataset: EpisodeDataset, layout: Layout):
-        stored = _stored(dataset)
         self._places: list[Path] = []
-        if stored is None or not _is_local(stored.path):
+        folder = dataset_folder(dataset)
+        if folder is None:
             return
-        key = [_identity(dataset), layout, PIECE_STEPS, _files(stored.path), _code()]
+        key = (dataset_fingerprint(dataset), layout, PIECE_STEPS)
         self._name = PREFIX + hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-        folder = stored.path if stored.path.is_dir() else stored.path.parent
         self._places = cache_places(folder, None, kind="statistics")
 
     @property
@@ -64,6 +63,21 @@ class SummaryCache:
         kept = sorted(place.glob(f"{PREFIX}*"), key=_last_used)
         for old in kept[:-MAX_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def dataset_folder(dataset: EpisodeDataset) -> Path | None:
+    """The folder that what is derived from a dataset lies beside or in; None: it is not on a local disk."""
+    stored = _stored(dataset)
+    if stored is None or not _is_local(stored.path):
+        return None
+    return stored.path if stored.path.is_dir() else stored.path.parent
+
+
+def dataset_fingerprint(dataset: EpisodeDataset) -> str:
+    """Digest of all that the windows of a dataset on a local disk depend on: files, entry, robot, code."""
+    stored = _stored(dataset)
+    assert stored is not None, f"{dataset.name} is not on a local disk"
+    return hashlib.sha256(repr((_identity(dataset), _files(stored.path), _code())).encode()).hexdigest()
 
 
 def _stored(dataset: EpisodeDataset) -> MappedDataset | None:

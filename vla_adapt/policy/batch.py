@@ -20,6 +20,8 @@ from vla_adapt.suggest import did_you_mean
 
 # (sample numbers, the camera, their images [B, 3, size, size] in [0, 1]) -> changed images
 Augment = Callable[[Sequence[int], str, torch.Tensor], torch.Tensor]
+# sample numbers -> what a frozen backbone saw in them [B, N, D]
+Summaries = Callable[[Sequence[int]], torch.Tensor]
 
 
 @dataclass
@@ -28,7 +30,8 @@ class PolicyBatch:
 
     `slot_mask` says which slots the row's robot has; `action_mask` also leaves out steps past the episode.
     Rows of one robot are neighbors. With several cameras their six channels follow each other in
-    `pixel_values`, and `camera_mask` says which images are really there (None: all of them).
+    `pixel_values`, and `camera_mask` says which images are really there (None: all of them). A batch with a
+    `summary` (what a frozen backbone saw, see `policy.summary_head`) holds neither pixels nor text.
     """
 
     input_ids: Int[torch.Tensor, "B T"]
@@ -40,6 +43,7 @@ class PolicyBatch:
     action: Float[torch.Tensor, "B H 32"] | None = None
     action_mask: Bool[torch.Tensor, "B H 32"] | None = None
     camera_mask: Bool[torch.Tensor, "B C"] | None = None
+    summary: Float[torch.Tensor, "B N D"] | None = None
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     robots: list[str] = field(default_factory=list)
 
@@ -100,6 +104,9 @@ class BatchBuilder:
         view: done to every image, e.g. `randomization.visual.CenterCrop`.
         augment: done in its place to the images of windows, by their sample numbers, e.g.
             `randomization.visual.Augmentation`; for training only.
+
+    Attributes:
+        summaries: where set, read for windows in place of images and text.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class BatchBuilder:
         self.view = view
         self.augment = augment
         self.more_cameras = tuple(more_cameras)
+        self.summaries: Summaries | None = None
 
     @classmethod
     def from_pretrained(
@@ -146,15 +154,19 @@ class BatchBuilder:
         Raises:
             ValueError: the camera is missing or masked, windows with history, a robot without statistics.
         """
-        samples = [window["ids"].get("sample") for window in windows] if self.augment is not None else []
-        batch = self._observations(
-            [self._seen(window) for window in windows],
-            [window["instruction"] for window in windows],
+        batch = self._states(
             [window["robot"] for window in windows],
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
-            samples,
         )
+        samples = []
+        if self.summaries is not None or self.augment is not None:
+            samples = [window["ids"]["sample"] for window in windows]
+        if self.summaries is not None:
+            batch.summary = self.summaries(samples)
+        else:
+            texts = [window["instruction"] for window in windows]
+            self._show(batch, [self._seen(window) for window in windows], texts, samples)
         values, masks = [], []
         for window in windows:
             mask = np.asarray(window["action_mask"], dtype=bool)
@@ -189,13 +201,14 @@ class BatchBuilder:
                 got = ", ".join(sorted(observation)) or "nothing"
                 raise ValueError(f"observation lacks {missing[0]!r}; wanted images and prompt, got {got}")
         none = [None] * len(observations)
-        return self._observations(
-            [observation["images"] for observation in observations],
-            [observation["prompt"] for observation in observations],
+        batch = self._states(
             list(robots),
             none if proprio is None else list(proprio),
             none if proprio_mask is None else list(proprio_mask),
         )
+        images = [observation["images"] for observation in observations]
+        self._show(batch, images, [observation["prompt"] for observation in observations])
+        return batch
 
     def observation(
         self,
@@ -214,17 +227,24 @@ class BatchBuilder:
             raise ValueError(f"no statistics for robot {robot!r}; {did_you_mean(robot, self.normalizers)}")
         return self.normalizers[robot]
 
-    def _observations(
+    def _show(
         self,
+        batch: PolicyBatch,
         images: list[Mapping[str, np.ndarray]],
         instructions: list[str],
+        samples: Sequence[int] = (),
+    ) -> None:
+        """Give a batch its images and texts; `samples`: numbers of the rows, to augment them."""
+        batch.pixel_values, batch.camera_mask = self._pixels(images, samples)
+        batch.input_ids, batch.attention_mask = self.tokenizer(instructions)
+
+    def _states(
+        self,
         robots: list[str],
         proprio: Sequence[np.ndarray | None],
         proprio_mask: Sequence[np.ndarray | None],
-        samples: Sequence[int] = (),
     ) -> PolicyBatch:
-        pixel_values, camera_mask = self._pixels(images, samples)
-        input_ids, attention_mask = self.tokenizer(instructions)
+        """A batch without images and text."""
         values = np.zeros((len(robots), 32), dtype=np.float32)
         masks = np.zeros((len(robots), 32), dtype=bool)
         slots = np.stack([np.asarray(self._normalizer(robot)[0].mask, dtype=bool) for robot in robots])
@@ -238,20 +258,19 @@ class BatchBuilder:
             clean = np.where(masks[row], state, 0.0)
             values[row] = np.where(masks[row], normalizer.normalize(clean), 0.0)
         return PolicyBatch(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
+            input_ids=torch.zeros(len(robots), 0, dtype=torch.long),
+            attention_mask=torch.zeros(len(robots), 0, dtype=torch.bool),
+            pixel_values=torch.zeros(len(robots), 0, 0, 0),
             proprio=torch.from_numpy(values),
             proprio_mask=torch.from_numpy(masks),
             slot_mask=torch.from_numpy(slots),
-            camera_mask=camera_mask,
             robots=robots,
         )
 
     def _pixels(
         self, images: list[Mapping[str, np.ndarray]], samples: Sequence[int]
     ) -> tuple[Float[torch.Tensor, "B channels h w"], Bool[torch.Tensor, "B C"] | None]:
-        """Channels of all cameras, and which images are there; `samples`: numbers of rows to augment."""
+        """Channels of all cameras, and which images are there (None: one camera)."""
         planes = [
             self.preprocessor([self._image(row) for row in images], self._change(self.image_key, samples))
         ]

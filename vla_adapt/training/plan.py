@@ -233,7 +233,7 @@ def _adapter_bytes(recipe: Recipe, learner: Learner) -> dict[str, int]:
     for robot, head in learner.heads.items():
         assert isinstance(head, ActionHead)
         sizes[robot] = lora[robot] + lora["shared"] + _bytes(head.state_dict().values())
-    if recipe.adaptation.kind == "full":
+    if recipe.adaptation.changes_base:
         sizes["model"] = _bytes(learner.model.parameters())
     return sizes
 

@@ -15,7 +15,6 @@ from vla_adapt.actions.normalize import Normalizer, Statistics
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.adaptation.constants import Constants, check_constants
 from vla_adapt.adaptation.folder import atomic_folder
-from vla_adapt.adaptation.method import Full
 from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
@@ -33,6 +32,7 @@ from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
 from vla_adapt.suggest import did_you_mean
 from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
+from vla_adapt.training.compatibility import check_compatible
 from vla_adapt.training.learner import Learner
 
 
@@ -85,6 +85,7 @@ def prepare(recipe: Recipe) -> Setting:
     Raises:
         ValueError: anything of the recipe that does not fit what is there.
     """
+    notes = check_compatible(recipe)
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
     _check_camera(data, recipe.policy.camera)
@@ -106,7 +107,7 @@ def prepare(recipe: Recipe) -> Setting:
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
-    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes, warm)
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, [*data.notes, *notes], warm)
 
 
 def make_learner(
@@ -116,12 +117,12 @@ def make_learner(
     heads = _heads(recipe, model, robots)
     recipe.adaptation.prepare(model, robots)
     for head in heads.values():
-        head.requires_grad_(recipe.adaptation.kind != "none")
+        head.requires_grad_(recipe.adaptation.trains_heads)
     if recipe.train.checkpointing:
         model.gradient_checkpointing_enable()
     invariance = _invariance(recipe, model, robots)
-    adapted = recipe.adaptation.kind == "lora"
-    return Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets), invariance)
+    auxiliary = _auxiliary(recipe, model, datasets)
+    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -177,9 +178,18 @@ def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, Actio
         first = with_condition(load_head(model.source, model), recipe.policy.head, model)
     else:
         first = make_head(recipe.policy.head, model)
-    if isinstance(recipe.adaptation, Full):
-        return dict.fromkeys(robots, first)
+    if recipe.adaptation.changes_base:
+        return {robot: _own_condition(first) for robot in robots}
     return {robot: copy.deepcopy(first) for robot in robots}
+
+
+def _own_condition(head: ActionHead) -> ActionHead:
+    """`head` itself, or where it has a condition one that shares all weights with it but that."""
+    if head.condition is None:
+        return head
+    twin = copy.copy(head)
+    twin._modules = {**head._modules, "condition": copy.deepcopy(head.condition)}
+    return twin
 
 
 def _warm_start(recipe: Recipe, learner: Learner, robots: dict[str, Robot]) -> dict[str, Bundle]:
@@ -187,10 +197,6 @@ def _warm_start(recipe: Recipe, learner: Learner, robots: dict[str, Robot]) -> d
     if unknown:
         raise ValueError(
             f"warm_start.{unknown[0]}: no such robot in the mixture; {did_you_mean(unknown[0], robots)}"
-        )
-    if recipe.warm_start and isinstance(recipe.adaptation, Full):
-        raise ValueError(
-            "warm_start: adaptation 'full' trains one base for all robots; set `base` to start from another"
         )
     warm = {}
     for name, folder in recipe.warm_start.items():

@@ -163,7 +163,7 @@ def main() -> None:
             rows.append(row)
             default = f"{row['default_malloc_mb']:12.0f} MB" if "default_malloc_mb" in row else ""
             sizes = f"{row['planned_mb']:7.0f} MB {row['measured_mb']:7.0f} MB {row['ratio']:6.2f}"
-            print(f"{name:26s} {sizes} {default:>15s}")
+            print(f"{name:26s} {sizes} {default:>15s}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"device": arguments.device, "cases": rows}, indent=1))
 

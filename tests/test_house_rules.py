@@ -21,11 +21,7 @@ PACKAGE = ROOT / "vla_adapt"
 LAYERS = {
     "resources": 0, "suggest": 1, "types": 1, "embodiment": 2, "actions": 3, "randomization": 3,
     "episodes": 4, "policy": 4, "adaptation": 5, "sim": 5, "serving": 5, "evaluation": 6,
-<<<<<<< HEAD
-    "training": 7, "recipe": 7, "cli_data": 8, "cli_train": 9, "cli": 10,
-=======
-    "training": 7, "recipe": 7, "cli_data": 8, "cli_adapters": 9, "cli": 10,
->>>>>>> main
+    "training": 7, "recipe": 7, "cli_data": 8, "cli_adapters": 9, "cli_train": 9, "cli": 10,
 }  # fmt: skip
 # Beyond the order: what may not be imported although it lies lower, and the pair that may although level.
 FORBIDDEN = {"serving": {"episodes"}, "sim": {"policy"}}
@@ -106,11 +102,7 @@ def test_no_import_cycles():
 
 @pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_only_heavy_optional_libraries_are_imported_in_functions(file: Path):
-<<<<<<< HEAD
-    if file.name in ("cli.py", "cli_data.py", "cli_train.py"):
-=======
-    if file.name in ("cli.py", "cli_adapters.py", "cli_data.py"):
->>>>>>> main
+    if file.name in ("cli.py", "cli_adapters.py", "cli_data.py", "cli_train.py"):
         return
     tree = ast.parse(file.read_text())
     for function in (

@@ -156,7 +156,7 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
         rehearsal.start()
         with (
             _counted_tokens(learner.model, tokens),
-            FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as flops,
+            FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops,
         ):
             _pass(recipe, learner, batch)
         clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
@@ -204,7 +204,7 @@ def _attention_backward_flops(
     return 2 * batch * heads * rows * key[-2] * (3 * width + 2 * value[-1])
 
 
-_CPU_ATTENTION = {
+CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -61,41 +61,43 @@ def way_out(recipe: Recipe, plan: Plan, limit: int, planner: Planner) -> str:
         planner: plans a changed recipe on the same processes.
     """
     needs = f"one process needs {gigabytes(plan.device_total)}, there are {gigabytes(limit)}"
-    fits, smallest = [], (plan.device_total, "")
-    for words, changed in _alternatives(recipe, plan):
-        total = planner(changed).device_total
-        smallest = min(smallest, (total, words))
-        if total <= limit:
-            fits.append(f"{words} needs {gigabytes(total)}")
-    if fits:
-        return f"{needs}; {'; '.join(fits)}"
-    least = (
-        f"the least of what was tried, {smallest[1]}, needs {gigabytes(smallest[0])}" if smallest[1] else ""
+    least = (plan.device_total, "the recipe as it is")
+    for changes in (_single_changes(recipe, plan), _joint_changes(recipe, plan)):
+        fits = []
+        for words, changed in changes:
+            total = planner(changed).device_total
+            least = min(least, (total, words))
+            if total <= limit:
+                fits.append(f"{words} needs {gigabytes(total)}")
+        if fits:
+            return f"{needs}; {'; '.join(fits)}"
+    return (
+        f"{needs}; the least of what was tried, {least[1]}, needs {gigabytes(least[0])}: take a larger "
+        "machine or a smaller base"
     )
-    return f"{needs}; {least or 'nothing smaller was found'}: take a larger machine or a smaller base"
 
 
-def _alternatives(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, Recipe]]:
-    """Changed recipes, first those that train the same."""
+def _single_changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, Recipe]]:
+    """Recipes with one change, first those that train the same."""
     train = recipe.train
-    passes = _more_passes(plan.samples)
-    if passes > 1:
-        yield _set(recipe, {"train.accumulate": train.accumulate * passes})
+    if plan.samples > 1:
+        yield _set(recipe, {"train.accumulate": train.accumulate * _more_passes(plan.samples)})
     if not train.checkpointing:
         yield _set(recipe, {"train.checkpointing": True})
-    least: dict[str, object] = {
-        "train.accumulate": train.accumulate * plan.samples,
-        "train.checkpointing": True,
-    }
-    if plan.samples > 1:
-        yield _set(recipe, least)
     if train.precision == "fp32":
         yield _set(recipe, {"train.precision": "bf16"})
-        yield _set(recipe, least | {"train.precision": "bf16"})
     if recipe.adaptation.kind == "full":
         yield _set(recipe, {"adaptation.kind": "lora"})
     elif recipe.adaptation.kind == "lora" and recipe.adaptation.rank > 1:
         yield _set(recipe, {"adaptation.rank": recipe.adaptation.rank // 2})
+
+
+def _joint_changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, Recipe]]:
+    """Recipes that do all that leaves the training the same, and then bf16 too."""
+    changes = {"train.accumulate": recipe.train.accumulate * plan.samples, "train.checkpointing": True}
+    yield _set(recipe, changes)
+    if recipe.train.precision == "fp32":
+        yield _set(recipe, {**changes, "train.precision": "bf16"})
 
 
 def _more_passes(samples: int) -> int:
@@ -103,7 +105,7 @@ def _more_passes(samples: int) -> int:
     return next((n for n in range(4, samples + 1) if samples % n == 0), samples)
 
 
-def _set(recipe: Recipe, changes: dict[str, object]) -> tuple[str, Recipe]:
+def _set(recipe: Recipe, changes: Mapping[str, object]) -> tuple[str, Recipe]:
     """(how to say it on the command line, the recipe with `changes`)."""
     tree = recipe.model_dump(mode="json")
     for key, value in changes.items():
@@ -115,4 +117,6 @@ def _set(recipe: Recipe, changes: dict[str, object]) -> tuple[str, Recipe]:
 
 def gigabytes(count: int) -> str:
     """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.1f} MB"

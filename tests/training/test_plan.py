@@ -67,14 +67,27 @@ HEAD = {"kind": "parallel", "horizon": 4, "proprio": True}
     [
         {"policy": {"head": {"kind": "tokens", "horizon": 2}, "head_from_base": False}},
         {"adaptation": {"kind": "full"}},
-        {"adaptation": {"kind": "head_only"}},
+        {"adaptation": {"kind": "frozen"}, "policy": {"head": {**HEAD, "kind": "readout"}}},
+        {"adaptation": {"kind": "last_n"}},
+        {"policy": {"head": {**HEAD, "kind": "flow"}}},
         {"adaptation": {"kind": "none"}},
         {"adaptation": {"kind": "lora", "rank": 4, "targets": "all_linear", "shared": {"rank": 2}}},
         {"invariance": {"method": "dann"}},
         {"train": {**TRAIN, "precision": "bf16"}},
         {"policy": {"head": HEAD, "more_cameras": ["wrist"]}},
     ],
-    ids=("tokens", "full", "head_only", "none", "shared", "dann", "bf16", "two cameras"),
+    ids=(
+        "tokens",
+        "full",
+        "frozen readout",
+        "last_n",
+        "flow",
+        "none",
+        "shared",
+        "dann",
+        "bf16",
+        "two cameras",
+    ),
 )
 @pytest.mark.slow
 def test_every_kind_of_run_is_planned(changes: dict[str, Any], make_recipe: MakeRecipe, tmp_path: Path):

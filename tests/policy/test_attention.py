@@ -8,7 +8,7 @@ import torch
 from vla_adapt.policy.attention import Attention
 
 
-@pytest.mark.parametrize(("width", "heads"), [(128, 8), (48, 8), (12, 6), (7, 7), (13, 1)])
+@pytest.mark.parametrize(("width", "heads"), [(128, 8), (48, 3), (64, 4), (160, 8), (7, 1), (13, 1)])
 def test_heads_divide_the_width(width: int, heads: int):
     attention = Attention(width)
     assert attention.heads == heads

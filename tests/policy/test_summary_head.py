@@ -113,7 +113,7 @@ def test_summaries_that_do_not_fit_are_refused(tiny_model, make_batch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_heads_of_wide_models_stay_small(tiny_model, kind):
-    assert make_head(HeadConfig(kind=kind), tiny_model).inner_width == 128
+    assert make_head(HeadConfig(kind=kind), tiny_model).inner_width == {"readout": 64, "flow": 128}[kind]
     tiny_model.config.text["hidden_size"] = 4096
     wide = make_head(HeadConfig(kind=kind, flow_layers=1 if kind == "flow" else 3), tiny_model)
     assert wide.inner_width == 512

@@ -17,7 +17,7 @@ from vla_adapt.adaptation.constants import Constants, check_constants, put_const
 from vla_adapt.adaptation.method import activate
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
-from vla_adapt.policy.heads import ActionHead
+from vla_adapt.policy.heads import ActionHead, HeadOutput
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import CenterCrop, CenterCropArea
 
@@ -136,6 +136,12 @@ class RobotPolicy:
     def predict_windows(self, windows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "B H 32"]:
         """Predicted unified chunks in SI units for windows of recorded episodes."""
         return self._predict(self._builder.windows(windows))
+
+    def answer_windows(self, windows: Sequence[Mapping[str, Any]]) -> HeadOutput:
+        """What the head makes of windows of recorded episodes, without gradients: loss, chunks, features."""
+        activate(self.model, self.robot if self.adapted else None)
+        with torch.no_grad():
+            return self.head(self.model, self._builder.windows(windows).to(self.model.device))
 
     def _predict(self, batch: PolicyBatch) -> Float[np.ndarray, "B H 32"]:
         activate(self.model, self.robot if self.adapted else None)

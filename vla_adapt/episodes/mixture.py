@@ -131,7 +131,7 @@ class Mixture:
         return Sample(dataset, *self._orders[dataset].at(occurrence))
 
     def window(self, n: int) -> Window:
-        """The window of sample number `n`; `ids` also holds "sample": n."""
+        """The window of sample number `n`; `ids` also holds "sample": n, and `drawn` is `sample(n)`."""
         return self._begin(n)()
 
     def windows(self, numbers: Iterable[int]) -> list[Window]:
@@ -152,7 +152,8 @@ class Mixture:
                     ask(index, seen, camera)
 
     def _begin(self, n: int) -> Callable[[], Window]:
-        number, index, step = self.sample(n)
+        drawn = self.sample(n)
+        number, index, step = drawn
         episode, motion = self._episode(number, index)
         finish = begin_window(
             episode,
@@ -169,7 +170,7 @@ class Mixture:
 
         def numbered() -> Window:
             cut = finish()
-            cut["ids"]["sample"] = n
+            cut["ids"]["sample"], cut["drawn"] = n, drawn
             return cut
 
         return numbered

@@ -35,7 +35,8 @@ class HeadConfig(BaseModel):
             matching).
         horizon: steps per chunk.
         proprio: whether the robot's own state is an input.
-        hidden: width of the head; None takes the language model's (of "readout" and "flow" at most 512).
+        hidden: width of the head; None takes the language model's ("readout": half of it; both "readout" and
+            "flow": at most 512).
         placeholders: of "parallel": one per "step" of the chunk, or one per "number" (step and slot), as OFT.
         grid: of "readout" and "flow": cells per side that each camera's patches are averaged on.
         flow_layers: of "flow": transformer blocks of the action expert.

@@ -6,15 +6,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import nn
 
-_HEADS = 8
+_HEADS, _HEAD_WIDTH = 8, 16  # at most, at least
 
 
 class Attention(nn.Module):
-    """Queries from one sequence, keys and values from another; up to 8 heads, what divides the width."""
+    """Queries from one sequence, keys and values from another; up to 8 heads of width 16 or more."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.heads = next(heads for heads in range(_HEADS, 0, -1) if width % heads == 0)
+        most = max(1, min(_HEADS, width // _HEAD_WIDTH))
+        self.heads = next(heads for heads in range(most, 0, -1) if width % heads == 0)
         self.q_proj = nn.Linear(width, width)
         self.kv_proj = nn.Linear(width, 2 * width)
         self.o_proj = nn.Linear(width, width)

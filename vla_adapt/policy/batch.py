@@ -20,8 +20,8 @@ from vla_adapt.suggest import did_you_mean
 
 # (sample numbers, the camera, their images [B, 3, size, size] in [0, 1]) -> changed images
 Augment = Callable[[Sequence[int], str, torch.Tensor], torch.Tensor]
-# sample numbers -> what a frozen backbone saw in them [B, N, D]
-Summaries = Callable[[Sequence[int]], torch.Tensor]
+# (dataset, episode, step) numbers of samples -> what a frozen backbone saw in them [B, N, D]
+Summaries = Callable[[Sequence[tuple[int, int, int]]], torch.Tensor]
 
 
 @dataclass
@@ -159,24 +159,17 @@ class BatchBuilder:
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
         )
-        samples = []
-        if self.summaries is not None or self.augment is not None:
-            samples = [window["ids"]["sample"] for window in windows]
         if self.summaries is not None:
-            batch.summary = self.summaries(samples)
+            batch.summary = self.summaries([window["drawn"] for window in windows])
         else:
+            samples = [] if self.augment is None else [window["ids"]["sample"] for window in windows]
             texts = [window["instruction"] for window in windows]
             self._show(batch, [self._seen(window) for window in windows], texts, samples)
-        values, masks = [], []
-        for window in windows:
-            mask = np.asarray(window["action_mask"], dtype=bool)
-            normalizer = self._normalizer(window["robot"])[0]
-            mask = mask & np.asarray(normalizer.mask, dtype=bool)
-            action = normalizer.normalize(np.where(mask, window["action"], 0.0))
-            values.append(np.where(mask, action, 0.0))
-            masks.append(mask)
-        batch.action = torch.from_numpy(np.stack(values).astype(np.float32))
-        batch.action_mask = torch.from_numpy(np.stack(masks))
+        values = np.stack([window["action"] for window in windows])
+        masks = np.stack([window["action_mask"] for window in windows])
+        for robot, rows in _rows_by_robot(batch.robots):
+            values[rows], masks[rows] = _normalized(self._normalizer(robot)[0], values[rows], masks[rows])
+        batch.action, batch.action_mask = torch.from_numpy(values), torch.from_numpy(masks)
         batch.extra = _collate_extra([window.get("extra") or {} for window in windows])
         return batch
 
@@ -245,23 +238,23 @@ class BatchBuilder:
         proprio_mask: Sequence[np.ndarray | None],
     ) -> PolicyBatch:
         """A batch without images and text."""
-        values = np.zeros((len(robots), 32), dtype=np.float32)
+        values = np.zeros((len(robots), 32))
         masks = np.zeros((len(robots), 32), dtype=bool)
         slots = np.stack([np.asarray(self._normalizer(robot)[0].mask, dtype=bool) for robot in robots])
-        for row, robot in enumerate(robots):
-            normalizer, state, given = self._normalizer(robot)[1], proprio[row], proprio_mask[row]
-            if normalizer is None or state is None:
-                continue
-            masks[row] = np.asarray(normalizer.mask, dtype=bool)
-            if given is not None:
-                masks[row] &= np.asarray(given, dtype=bool)
-            clean = np.where(masks[row], state, 0.0)
-            values[row] = np.where(masks[row], normalizer.normalize(clean), 0.0)
+        for row, (state, given) in enumerate(zip(proprio, proprio_mask, strict=True)):
+            if state is not None:
+                values[row], masks[row] = state, True if given is None else given
+        for robot, rows in _rows_by_robot(robots):
+            normalizer = self._normalizer(robot)[1]
+            if normalizer is None:
+                values[rows], masks[rows] = 0.0, False
+            else:
+                values[rows], masks[rows] = _normalized(normalizer, values[rows], masks[rows])
         return PolicyBatch(
             input_ids=torch.zeros(len(robots), 0, dtype=torch.long),
             attention_mask=torch.zeros(len(robots), 0, dtype=torch.bool),
             pixel_values=torch.zeros(len(robots), 0, 0, 0),
-            proprio=torch.from_numpy(values),
+            proprio=torch.from_numpy(values.astype(np.float32)),
             proprio_mask=torch.from_numpy(masks),
             slot_mask=torch.from_numpy(slots),
             robots=robots,
@@ -310,6 +303,22 @@ class BatchBuilder:
             present = ", ".join(sorted(cameras)) or "none"
             raise ValueError(f"observation lacks camera {self.image_key!r}; cameras there: {present}")
         return cameras[self.image_key]
+
+
+def _rows_by_robot(robots: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Each robot with its rows."""
+    return [
+        (robot, [row for row, each in enumerate(robots) if each == robot]) for robot in dict.fromkeys(robots)
+    ]
+
+
+def _normalized(
+    normalizer: Normalizer, values: Float[np.ndarray, "N *steps 32"], masks: Bool[np.ndarray, "N *steps 32"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values in [-1, 1], zero where they do not count, and which do: masked ones and other slots do not."""
+    masks = masks & np.asarray(normalizer.mask, dtype=bool)
+    values = normalizer.normalize(np.where(masks, values, 0.0))
+    return np.where(masks, values, 0.0), masks
 
 
 def _place(window: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ class ReadoutHead(SummaryHead):
     """Queries, one attention, one MLP; about 17 context tokens, so that a step costs next to nothing."""
 
     name: ClassVar[str] = "readout"
+    narrower: ClassVar[int] = 2
 
     def __init__(self, config: HeadConfig, width: int):
         super().__init__(config, width)
@@ -33,8 +34,8 @@ class ReadoutHead(SummaryHead):
         self.steps = nn.Parameter(torch.randn(config.horizon, inner) * _QUERY_STD)
         self.attention = Attention(inner)
         self.norm = nn.LayerNorm(inner)
-        self.fc1 = nn.Linear(inner, 2 * inner)
-        self.fc2 = nn.Linear(2 * inner, NUM_SLOTS)
+        self.fc1 = nn.Linear(inner, inner)
+        self.fc2 = nn.Linear(inner, NUM_SLOTS)
         nn.init.normal_(self.fc2.weight, std=_OUTPUT_STD)
         nn.init.zeros_(self.fc2.bias)
 

@@ -28,6 +28,7 @@ class SummaryHead(ActionHead):
     """`summarize` needs the backbone, `answer_summary` and `predict_summary` only what it gave."""
 
     cacheable: ClassVar[bool] = True
+    narrower: ClassVar[int] = 1  # times, than the language model
 
     def __init__(self, config: HeadConfig, width: int):
         super().__init__(config, width)
@@ -36,7 +37,7 @@ class SummaryHead(ActionHead):
     @property
     def inner_width(self) -> int:
         """Width the head works in."""
-        return self.config.hidden or min(self.width, MAX_WIDTH)
+        return self.config.hidden or min(self.width // self.narrower, MAX_WIDTH)
 
     def ask(self, model: OpenVLA, batch: PolicyBatch) -> Question:
         """Image, condition and instruction as they are."""
@@ -104,7 +105,7 @@ class SummaryReader(nn.Module):
     def __init__(self, width: int, inner: int, grid: int, proprio: bool):
         super().__init__()
         self.grid = grid
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)  # `project` scales and shifts
         self.project = nn.Linear(width, inner)
         self.cells = nn.Parameter(torch.randn(grid * grid, inner) * _STD)
         self.cameras = nn.Parameter(torch.randn(MAX_CAMERAS, inner) * _STD)
@@ -127,7 +128,7 @@ class SummaryReader(nn.Module):
             )
         places = (self.cameras[:cameras, None] + self.cells).flatten(0, 1)
         marks = torch.cat([places, self.text[None]])
-        tokens = self.project(self.norm(summary.to(self.norm.weight.dtype))) + marks
+        tokens = self.project(self.norm(summary.to(self.project.weight.dtype))) + marks
         if self.proprio is not None:
             tokens = torch.cat([tokens, self.proprio(batch.proprio, batch.proprio_mask)], dim=1)
         counted = counted_cells(batch, self.grid)

@@ -97,7 +97,7 @@ class FeatureStore:
             self._open.clear()
         start = number * self._piece
         file = self._file(range(start, min(start + self._piece, self.rows)))
-        self._open[number] = np.load(file, mmap_mode="r")
+        self._open[number] = np.load(file, mmap_mode="r").view(np.ndarray)
 
     def _file(self, piece: range) -> Path:
         return self.folder / f"{piece.start:010d}.npy"

@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from vla_adapt.adaptation.method import Frozen
 from vla_adapt.episodes.cache_folder import cache_places, first_writable
-from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics_cache import dataset_fingerprint, dataset_folder
 from vla_adapt.policy.backbone import look
@@ -60,25 +59,24 @@ def use_features(accelerator: Accelerator, ranks: Ranks, setting: Setting) -> st
         setting.learner.to(accelerator.device).eval()
         ranks.attempt(lambda: _fill(accelerator, ranks, setting, stores, missing))
         ranks.attempt(lambda: _check_shared(stores))
-    setting.builder.summaries = Summaries(setting.mixture, stores)
+    setting.builder.summaries = Summaries(datasets, stores)
     setting.mixture = setting.mixture.without_images()
     size = sum(store.total_bytes for store in stores) / 1e6
     return f"features of the frozen backbone: {size:.1f} MB, {stores[0].folder.parent}/{PREFIX}*"
 
 
 class Summaries:
-    """Sample numbers to stored summaries, for `BatchBuilder.summaries`."""
+    """Stored summaries of the datasets of a mixture, for `BatchBuilder.summaries`."""
 
-    def __init__(self, mixture: Mixture, stores: list[FeatureStore]) -> None:
-        self._mixture, self._stores = mixture, stores
-        self._first = [_first_rows(dataset) for dataset in mixture.datasets]
+    def __init__(self, datasets: Sequence[EpisodeDataset], stores: list[FeatureStore]) -> None:
+        self._stores = stores
+        self._first = [_first_rows(dataset).tolist() for dataset in datasets]
 
-    def __call__(self, samples: Sequence[int]) -> Float[torch.Tensor, "B N D"]:
-        """What the backbone saw in each sample, float32."""
+    def __call__(self, samples: Sequence[tuple[int, int, int]]) -> Float[torch.Tensor, "B N D"]:
+        """What the backbone saw in each (dataset, episode, step), float32."""
         found = np.empty((len(samples), *self._stores[0].shape), np.float16)
-        for place, number in enumerate(samples):
-            dataset, episode, step = self._mixture.sample(number)
-            found[place] = self._stores[dataset].row(int(self._first[dataset][episode]) + step)
+        for place, (dataset, episode, step) in enumerate(samples):
+            found[place] = self._stores[dataset].row(self._first[dataset][episode] + step)
         return torch.from_numpy(found).float()
 
 

@@ -2,6 +2,9 @@
 
 accelerate launch scripts/finetune.py recipes/quickstart.yaml --set train.steps=200
 accelerate launch --multi_gpu --num_processes 2 scripts/finetune.py RECIPE.yaml     # 2 GPUs, or 2 CPU ranks
+
+A killed or pre-empted run (SIGTERM, SIGUSR1) goes on when the same command is started again. Exit status:
+0 the run is finished, 2 it cannot run, 3 another process of it is lost, 128 + signal it has saved and ended.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from typing import NoReturn
 
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.loop import train
+from vla_adapt.training.pulse import EXIT_LOST, RankLost
+from vla_adapt.training.stop_signal import Stopped, follow_launcher
 
 
 def main() -> None:
@@ -28,26 +33,34 @@ def main() -> None:
         "--fresh", action="store_true", help="forget an earlier, unfinished run in the same folder"
     )
     arguments = parser.parse_args()
+    follow_launcher()
+    main_rank = os.environ.get("RANK", "0") == "0"
     try:
         train(Recipe.load(arguments.recipe, arguments.overrides), fresh=arguments.fresh)
+    except RankLost as lost:
+        say_and_end(lost, EXIT_LOST, speaks=lost.speaks)
+    except Stopped as stopped:
+        say_and_end(stopped, 128 + stopped.signal, speaks=main_rank)
     except ValueError as error:
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(30)  # rank 0 mostly has the same to say; then the launcher ends this process meanwhile
-        print(f"finetune: {one_line(error)}", file=sys.stderr)
-        end_at_once(2)
+        say_and_end(error, 2, speaks=main_rank)
 
 
-def end_at_once(code: int) -> NoReturn:
-    """End without Python's teardown, where gloo's threads, still joined to the other processes, may abort.
+def say_and_end(error: Exception, code: int, speaks: bool) -> NoReturn:
+    """Say it in one line, and end without Python's teardown.
 
-    The launcher would then report signal 6 instead of `code`.
+    There gloo's threads, still joined to the other processes, may abort: the launcher would report signal 6.
+    A process that does not speak first waits for the one that has the same to say: the launcher then ends it.
     """
+    if not speaks:
+        time.sleep(5 if isinstance(error, Stopped | RankLost) else 30)
+    if speaks or not isinstance(error, Stopped):
+        print(f"finetune: {one_line(error)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def one_line(error: ValueError) -> str:
+def one_line(error: Exception) -> str:
     """The message itself; one that comes from a loader process carries that process's traceback before it."""
     return str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
 

@@ -44,7 +44,9 @@ def test_unknown_robot_is_one_line(run):
     assert "did you mean 'franka_panda'" in err
 
 
-@pytest.mark.parametrize("verb", ["robots", "data", "adapters", "evaluate", "serve", "report", "sim"])
+@pytest.mark.parametrize(
+    "verb", ["robots", "data", "adapters", "train", "evaluate", "serve", "report", "sim"]
+)
 def test_every_verb_helps_with_an_example(run, verb: str):
     code, out, _ = run(verb, "--help")
     assert code == 0
@@ -120,22 +122,6 @@ def test_every_data_verb_helps_with_an_example(run, verb: str):
     code, out, _ = run("data", verb, "--help")
     assert code == 0
     assert "xample" in out
-
-
-def test_adapters_commands(run, finished_run: Path, random_base: Path, tmp_path: Path):
-    code, out, _ = run("adapters", "list", finished_run / "bundles")
-    assert (code, "bimanual_panda" in out) == (0, True)
-    code, out, _ = run("adapters", "show", finished_run / "bundles" / "ur5e")
-    assert (code, "adapter bundle" in out) == (0, True)
-    code, out, _ = run("adapters", "verify", finished_run / "bundles", "--base", random_base)
-    assert (code, out.count("golden pair replayed")) == (0, 2)
-    damaged = Path(shutil.copytree(finished_run / "bundles", tmp_path / "bundles"))
-    (damaged / "ur5e" / "head.json").unlink()
-    code, out, _ = run("adapters", "verify", damaged, "--base", random_base)
-    assert code == 1
-    assert "FAILED" in out
-    assert "head.json missing" in out
-    assert out.count("golden pair replayed") == 1
 
 
 def test_open_loop_table_and_report(run, finished_run: Path, tmp_path: Path):

@@ -46,7 +46,8 @@ def test_unknown_recipe_suggests():
 
 def test_what_an_interrupted_run_may_change():
     recipe = Recipe.load("quickstart")
-    for same in ("train.workers=3", "train.log_every=7", "train.save_every=9", "train.log_samples=true"):
+    loop = ("train.workers=3", "train.log_every=7", "train.save_every=9", "train.log_samples=true")
+    for same in (*loop, "policy.constants.ur5e.gripper=[1.0]"):
         assert Recipe.load("quickstart", [same]).training_text() == recipe.training_text()
     for other in ("train.steps=7", "train.batch_size=8", "mixture.0.weight=3", "seed=5"):
         assert Recipe.load("quickstart", [other]).training_text() != recipe.training_text()

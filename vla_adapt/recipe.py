@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
+from vla_adapt.invariance.objective import InvarianceConfig
 from vla_adapt.policy.heads import HeadConfig
 from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
@@ -26,8 +27,15 @@ class PolicyConfig(BaseModel):
     head: HeadConfig = HeadConfig()
     head_from_base: bool = True
     camera: str = "primary"
+    more_cameras: tuple[str, ...] = Field(
+        default=(), description="further cameras it sees where a robot's data has them, else masked"
+    )
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
+    )
+    constants: dict[str, dict[str, tuple[float, ...]]] = Field(
+        default={},
+        description="robot -> action component that none of its data records -> native numbers sent instead",
     )
     center_crop: CenterCropArea | None = Field(
         default=None,
@@ -43,7 +51,16 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(default=32, gt=0, description="samples in one optimizer step, over all processes")
     workers: int = Field(default=0, ge=0, description="loader processes per training process")
     log_every: int = Field(default=20, gt=0)
-    save_every: int = Field(default=500, gt=0, description="steps between resume points")
+    accumulate: int = Field(
+        default=1, gt=0, description="passes, each over an equal part, per optimizer step"
+    )
+    checkpointing: bool = Field(
+        default=False, description="keep few activations and compute the others again: less memory, more time"
+    )
+    save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    keep: int = Field(default=2, gt=0, description="newest checkpoints kept while it runs, beside the best")
+    deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
+    patience_s: float = Field(default=1800, gt=0, description="a step waits so long for the slowest process")
     log_samples: bool = Field(default=False, description="write which episode and step every sample was")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -55,6 +72,12 @@ class EvaluationConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     windows: int = Field(default=400, gt=0, description="held-out windows per robot, evenly spaced")
 
+
+# Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
+_NO_UPDATE = {
+    "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "keep",
+    "deterministic", "patience_s",
+}  # fmt: skip
 
 # A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.
 Mixing = Annotated[
@@ -78,7 +101,12 @@ class Recipe(BaseModel):
     policy: PolicyConfig = PolicyConfig()
     augmentation: AugmentationConfig = AugmentationConfig(enabled=False)
     adaptation: Method = Lora()
+    warm_start: dict[str, str] = Field(
+        default_factory=dict,
+        description="robot -> folder of its bundle, from which its adapter and head start",
+    )
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -118,11 +146,14 @@ class Recipe(BaseModel):
         """What its policies look at, when judged and served."""
         policy, crop = self.policy, self.policy.center_crop
         area = self.augmentation.center_crop if crop is None else crop
-        return ObservationConfig(camera=policy.camera, blind=policy.blind, center_crop=area)
+        return ObservationConfig(
+            camera=policy.camera, more_cameras=policy.more_cameras, blind=policy.blind, center_crop=area
+        )
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
-        unread = {"train": {"workers", "log_every", "save_every", "log_samples"}, "title": True}
+        cache = {"cache", "cache_dir"}
+        unread = {"title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

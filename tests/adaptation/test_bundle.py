@@ -74,9 +74,10 @@ def test_center_crop_travels_in_the_bundle(bundle_dir: Path, base: OpenVLA, tmp_
         again.verify(base)
 
 
-def test_a_bundle_from_before_center_crop_sees_the_whole_image(bundle_dir: Path, base: OpenVLA):
+def test_a_bundle_from_before_center_crop_and_constants_is_read(bundle_dir: Path, base: OpenVLA):
+    """It sees the whole image, and all it sends was trained."""
     manifest = json.loads((bundle_dir / "bundle.json").read_text())
-    del manifest["observation"]["center_crop"]
+    del manifest["observation"]["center_crop"], manifest["constants"]
     (bundle_dir / "bundle.json").write_text(json.dumps(manifest))
     Bundle.load(bundle_dir).verify(base)
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes import byte_source, fake_data, open_dataset
+from vla_adapt.episodes import fake_data, open_dataset, remote_blocks
 from vla_adapt.episodes.block_order import BlockOrder
 from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.write import RldsWriter
@@ -85,15 +85,14 @@ def test_refuses_a_single_block() -> None:
 def test_a_remote_dataset_is_fetched_about_once_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With room for a fifth of the files in the cache; a whole shuffle fetches a block for most samples."""
+    """With room for a fifth of the data in the cache; a whole shuffle fetches a block for most samples."""
     robot, rng = Embodiment.load("ur5e"), np.random.default_rng(0)
     with RldsWriter(tmp_path, "remote", robot, shard_bytes=60_000) as writer:
         for _ in range(320):
             writer.add("train", fake_data(robot, rng, 32, image_size=8))
     monkeypatch.setenv("VLA_ADAPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(byte_source, "RANDOM_BLOCK", 4 << 10)
-    monkeypatch.setattr(byte_source, "MAX_CACHED_FILES", 32)
-    monkeypatch.setattr(byte_source, "BLOCKS_PER_FILE", 48)
+    monkeypatch.setattr(remote_blocks, "BLOCK", 4 << 10)
+    monkeypatch.setattr(remote_blocks, "CACHE_BYTES", 3 << 20)
     fetched = Counter[str]()
     genuine = LocalFileSystem.cat_file
 
@@ -109,6 +108,7 @@ def test_a_remote_dataset_is_fetched_about_once_an_epoch(
         dataset = open_dataset(f"file://{writer.path}")
         mixture = Mixture([(dataset, 1.0)], 0, 1, proprio=False, open_blocks=open_blocks)
         fetched.pop(order, None)  # by opening
+        monkeypatch.setattr(remote_blocks, "_OF_PROCESS", None)
         for n in range(mixture.steps[0]):
             mixture.window(n)
     print({order: round(count / size, 2) for order, count in fetched.items()}, len(files), size)

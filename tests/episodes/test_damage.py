@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import warnings
 from collections.abc import Callable
@@ -230,6 +231,64 @@ def test_a_broken_record_and_nan_are_both_told(
         dataset = open_dataset(written, on_error="skip")
     assert [episode.episode_id for episode in dataset] == ["train/1", "train/2", "train/3"]
     assert ["is_last" in dataset.skipped[0], "train/4 step 0" in dataset.skipped[1]] == [True, True]
+
+
+def test_a_field_of_another_kind_names_record_and_field(written: Path) -> None:
+    """features.json says whole numbers, the records hold floats."""
+    schema = written / "features.json"
+    features = json.loads(schema.read_text())
+    steps = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    assert steps["reward"]["tensor"]["dtype"] == "float32"
+    steps["reward"]["tensor"]["dtype"] = "int64"
+    schema.write_text(json.dumps(features))
+    with pytest.raises(
+        ValueError, match=r"00000-of-0000\d: record 0 at byte 0: field 'steps/reward' holds float"
+    ):
+        open_dataset(written)
+    with pytest.raises(ValueError, match=r"no readable episode: .*'steps/reward' holds float"):
+        open_dataset(written, on_error="skip")
+
+
+def test_an_undecodable_image_is_stood_in_for_and_told(
+    written: Path, recordings: Recordings, places: list[tuple[Path, int]]
+) -> None:
+    whole = open_dataset(written)
+    store = whole.store
+    assert isinstance(store, RldsStore)
+    lost = {step: store.encoded_image("observation/primary", 1, step) for step in (0, 3, 4)}
+    for data in lost.values():
+        change_record(*places[1], data, b"junk" + data[4:])
+    strict = open_dataset(written)
+    with pytest.raises(
+        ValueError, match=r"written: episode train/1 step 3 camera 'primary': image cannot be"
+    ):
+        strict[1].image(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = open_dataset(written, on_error="skip")
+        np.testing.assert_array_equal(dataset[1].image(2), whole[1].image(2))
+    assert dataset.skipped == []
+    for step, neighbor in ((3, 2), (4, 2), (0, 1)):
+        told = rf"written: episode train/1 step {step} camera .*; the image of step {neighbor} stands in"
+        with pytest.warns(UserWarning, match=told):
+            image = dataset[1].image(step)
+        np.testing.assert_array_equal(image, whole[1].image(neighbor))
+    dataset[1].image(3)
+    assert len(dataset.skipped) == 3, "each is counted once"
+    np.testing.assert_array_equal(dataset[1].image(3, "wrist"), whole[1].image(3, "wrist"))
+
+
+def test_an_episode_without_any_readable_image_is_an_error_either_way(
+    written: Path, recordings: Recordings, places: list[tuple[Path, int]]
+) -> None:
+    store = open_dataset(written).store
+    assert isinstance(store, RldsStore)
+    for step in range(len(recordings["train"][2])):
+        data = store.encoded_image("observation/wrist", 2, step)
+        change_record(*places[2], data, b"junk" + data[4:])
+    dataset = open_dataset(written, on_error="skip")
+    with pytest.raises(ValueError, match=r"train/2 step 1 camera 'wrist': .*no other image of the episode"):
+        dataset[2].image(1, "wrist")
 
 
 def test_damage_without_a_valid_crc_is_not_an_episode(written: Path, places: list[tuple[Path, int]]) -> None:

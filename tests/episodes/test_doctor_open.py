@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from vla_adapt.episodes import DatasetEntry, EpisodeData, open_dataset
 from vla_adapt.episodes.doctor import Diagnosis, examine
 from vla_adapt.episodes.doctor_open import open_patients
 from vla_adapt.episodes.mixture_spec import Source
+from vla_adapt.episodes.tfrecord import frame
 from vla_adapt.episodes.write import RldsWriter
 
 
@@ -65,6 +67,20 @@ def test_missing_dataset_and_split_are_findings_beside_the_healthy_one(data: Pat
     told = {finding.dataset: finding.evidence for finding in found.findings if finding.code == "unreadable"}
     assert set(told) == {f"{data}/tset", f"{tmp_path / 'gone'}/train"}
     assert "no split 'tset'" in told[f"{data}/tset"]
+
+
+def test_undecodable_images_are_found_though_damage_is_let_through(data: Path) -> None:
+    for shard in data.glob("*train*"):
+        content, start = shard.read_bytes(), 0
+        spoiled = b""
+        while start < len(content):
+            end = start + 12 + struct.unpack_from("<Q", content, start)[0] + 4
+            spoiled += frame(content[start + 12 : end - 4].replace(b"\xff\xd8\xff\xe0", b"junk"))
+            start = end
+        shard.write_bytes(spoiled)
+    found = examined(Source(path=str(data), held_out_split=""))
+    assert set(errors(found)) == {"undecodable_image"}
+    assert "camera 'primary': image cannot be decoded" in errors(found)["undecodable_image"]
 
 
 def test_truncated_shard_is_one_finding_and_the_rest_is_examined(data: Path) -> None:

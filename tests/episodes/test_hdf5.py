@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import h5py
@@ -244,6 +245,27 @@ def test_aloha_compressed_rows_decode_as_the_unpadded_jpeg(tmp_path: Path) -> No
         for t, jpeg in enumerate(rows):
             wanted = simplejpeg.decode_jpeg(jpeg, fastdct=True, fastupsample=False)
             np.testing.assert_array_equal(store.image(f"observations/images/{camera}", 0, t), wanted)
+
+
+def test_options_work_on_encoded_rows_or_say_that_they_do_not(tmp_path: Path) -> None:
+    for name, compress in (("raw", False), ("jpeg", True)):
+        (tmp_path / name).mkdir()
+        write_aloha(tmp_path / name, 0, compress)
+    entry = DatasetEntry(
+        embodiment="aloha",
+        cameras={"primary": "observations/images/cam_high"},
+        state=(),
+        instruction="",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small = open_dataset(tmp_path / "jpeg", entry=entry, image_scale=12)
+    assert small[0].image(2).shape == (12, 16, 3)
+    with pytest.warns(UserWarning, match=r"image_scale has no effect on raw pixels \(.*/cam_high\)"):
+        full = open_dataset(tmp_path / "raw", entry=entry, image_scale=12)
+    assert full[0].image(2).shape == (24, 32, 3)
+    with pytest.warns(UserWarning, match="verify_images has no effect on HDF5"):
+        open_dataset(tmp_path / "raw", entry=entry, verify_images=True)
 
 
 def test_a_cut_jpeg_row_names_file_field_and_row(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from vla_adapt.episodes.feature_spec import Kind, LeafSpec
+from vla_adapt.episodes.frame_blocks import Block, frames_into
 from vla_adapt.episodes.image_codec import decode_image
 
 RGB = LeafSpec(Kind.IMAGE, (40, 60, 3), "uint8", "jpeg")
@@ -122,6 +123,23 @@ def test_reduced_scale_never_enlarges_and_leaves_png_alone() -> None:
     np.testing.assert_array_equal(decode_image(png(picture()), RGB, 10), picture())
     with pytest.raises(ValueError, match=r"image is \[40, 60\], the schema says \[64, 64, 3\]"):
         decode_image(data, LeafSpec(Kind.IMAGE, (64, 64, 3), "uint8", "jpeg"), 10)
+
+
+@pytest.mark.parametrize("smallest", [None, 20])
+def test_into_a_block_of_memory(smallest: int | None) -> None:
+    """The same pixels, in the block as long as it has room; damage and wrong sizes are told as ever."""
+    block, data = Block(0, memoryview(bytearray(16_000))), simplejpeg.encode_jpeg(picture(), 90, "RGB")
+    wanted = decode_image(data, RGB, smallest)
+    with frames_into(block):
+        frames = [decode_image(data, RGB, smallest) for _ in range(12)]
+        with pytest.raises(ValueError, match="cannot be decoded"):
+            decode_image(data[: len(data) // 2], RGB, smallest)
+        with pytest.raises(ValueError, match=r"image is .*, the schema says \[64, 64, 3\]"):
+            decode_image(data, LeafSpec(Kind.IMAGE, (64, 64, 3), "uint8", "jpeg"), smallest)
+    inside = [np.shares_memory(frame, np.frombuffer(block.memory, np.uint8)) for frame in frames]
+    assert inside == [i < (16_000 - 16) // (64 * -(-wanted.nbytes // 64)) for i in range(12)]
+    for frame in frames:
+        np.testing.assert_array_equal(frame, wanted)
 
 
 def test_refusals() -> None:

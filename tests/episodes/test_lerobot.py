@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import simplejpeg
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes import DatasetEntry, open_dataset
+from vla_adapt.episodes import DatasetEntry, fake_data, open_dataset
 from vla_adapt.episodes.entry import Sidecar
 from vla_adapt.episodes.lerobot import LeRobotStore, conventional_entry, open_lerobot
+from vla_adapt.episodes.lerobot_write import write_lerobot
 from vla_adapt.episodes.mapped import MappedDataset
 from vla_adapt.episodes.stored import StoredEpisodes
 
@@ -220,6 +224,99 @@ def test_nan_names_episode_and_step(lerobot_by_hand: ByHand) -> None:
         ValueError, match=r"by_hand: episode train/1 step 2: action field 'action' is not finite"
     ):
         MappedDataset(store, conventional_entry(store, "franka_panda"), Embodiment.load("franka_panda"))
+
+
+def test_episodes_of_damaged_files_are_left_out_and_told(lerobot_by_hand: ByHand) -> None:
+    made = lerobot_by_hand("v2.1", lengths=(4, 6, 3, 5))
+    (made.path / "data" / "chunk-000" / "episode_000001.parquet").write_bytes(b"PAR1")
+    (made.path / "videos" / "chunk-001" / CAMERA / "episode_000003.mp4").unlink()
+    with pytest.warns(UserWarning, match=r"by_hand/train: skipped 2 damaged of 4 episodes: .*000001") as told:
+        dataset = open_dataset(made.path, embodiment="franka_panda", on_error="skip")
+    assert len(told) == 1
+    names = [text.split(": ")[0].rsplit("/", 1)[1] for text in dataset.skipped]
+    assert names == ["episode_000001.parquet", "episode_000003.mp4"]
+    assert "video file is missing" in dataset.skipped[1]
+    assert [episode.episode_id for episode in dataset] == ["train/0", "train/2"]
+    assert dataset.lengths.tolist() == [4, 3]
+    np.testing.assert_array_equal(dataset[1].action, made.action[10:13])
+    np.testing.assert_array_equal(dataset[1].image(2), made.frames[12])
+    assert dataset[1].instruction == "task of 2"
+    assert dataset.metadata(1)["episode_index"] == 2
+    wanted = np.concatenate([made.action[:4], made.action[10:13]])
+    np.testing.assert_array_equal(dataset.store.column("action"), wanted)
+    with pytest.raises(ValueError, match=r"episode_000001\.parquet: not a readable parquet file"):
+        open_dataset(made.path, embodiment="franka_panda")
+
+
+def test_skipping_on_sound_data_is_silent_and_on_none_an_error(lerobot_by_hand: ByHand) -> None:
+    made = lerobot_by_hand("v3.0", edit=lambda info: info.update(splits={"train": "0:2", "val": "2:3"}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_lerobot(made.path, on_error="skip").skipped == []
+    (made.path / "data" / "chunk-000" / "file-001.parquet").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert open_lerobot(made.path, on_error="skip").skipped == [], "the other split is whole"
+    with pytest.raises(ValueError, match=r"split 'val' has no readable episode: .*file-001.* is missing"):
+        open_lerobot(made.path, "val", on_error="skip")
+
+
+def test_nan_is_left_out_after_damaged_files(lerobot_by_hand: ByHand) -> None:
+    made = lerobot_by_hand("v2.1", "image", lengths=(4, 6, 3))
+    folder = made.path / "data" / "chunk-000"
+    (folder / "episode_000000.parquet").unlink()
+    table = pq.read_table(folder / "episode_000001.parquet")
+    action = np.full((6, 7), np.nan, np.float32)
+    at = table.column_names.index("action")
+    spoiled = table.set_column(at, "action", pa.array(action.tolist(), pa.list_(pa.float32(), 7)))
+    pq.write_table(spoiled, folder / "episode_000001.parquet")
+    with pytest.warns(UserWarning, match="skipped 1 damaged"):
+        dataset = open_dataset(made.path, embodiment="franka_panda", on_error="skip")
+    assert [episode.episode_id for episode in dataset] == ["train/2"]
+    assert ["is missing" in dataset.skipped[0], "train/1 step 0" in dataset.skipped[1]] == [True, True]
+
+
+def test_a_changed_image_is_noticed_when_images_are_verified(lerobot_by_hand: ByHand) -> None:
+    made = lerobot_by_hand("v2.1", "image")
+    file = made.path / "data" / "chunk-000" / "episode_000001.parquet"
+    table = pq.read_table(file)
+    pq.write_table(table, file, compression="NONE", use_dictionary=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_dataset(made.path, embodiment="franka_panda", verify_images=True)
+    state, content = file.stat(), file.read_bytes()
+    first, second = (table[CAMERA][row].as_py()["bytes"] for row in (2, 3))
+    assert (content.count(first), len(first)) == (1, len(second))
+    file.write_bytes(content.replace(first, second))
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    unaware = open_dataset(made.path, embodiment="franka_panda")
+    np.testing.assert_array_equal(unaware[1].image(2), made.frames[4 + 3])
+    aware = open_dataset(made.path, embodiment="franka_panda", verify_images=True)
+    np.testing.assert_array_equal(aware[1].image(1), made.frames[5])
+    with pytest.raises(ValueError, match=r"CRC of the image is wrong.*episode_000001\.parquet .* row 2"):
+        aware[1].image(2)
+
+
+def test_images_are_decoded_smaller_on_request(tmp_path: Path) -> None:
+    robot = Embodiment.load("franka_panda")
+    rng = np.random.default_rng(0)
+    data = fake_data(robot, rng, 3)
+    smooth = np.kron(rng.integers(0, 256, (3, 8, 8, 3)), np.ones((1, 16, 16, 1))).astype(np.uint8)
+    data.images = {camera: [simplejpeg.encode_jpeg(image) for image in smooth] for camera in data.images}
+    write_lerobot(tmp_path / "jpegs", robot, [data], images="image")
+    small, full = (open_dataset(tmp_path / "jpegs", image_scale=scale) for scale in (32, None))
+    assert small[0].image(1).shape == (32, 32, 3)
+    assert full[0].image(1).shape == (128, 128, 3)
+    mean = full[0].image(1).reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
+    assert np.abs(small[0].image(1) - mean).mean() < 4
+
+
+def test_options_without_effect_on_videos_are_told(lerobot_by_hand: ByHand) -> None:
+    made = lerobot_by_hand()
+    with pytest.warns(UserWarning, match=rf"verify_images has no effect on videos \({CAMERA}\)"):
+        open_dataset(made.path, embodiment="franka_panda", verify_images=True)
+    with pytest.warns(UserWarning, match=r"image_scale has no effect on videos"):
+        open_dataset(made.path, embodiment="franka_panda", image_scale=8)
 
 
 def test_image_column_without_bytes(lerobot_by_hand: ByHand) -> None:

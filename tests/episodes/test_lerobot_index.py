@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vla_adapt.episodes import lerobot_index
+from vla_adapt.episodes import lerobot_index, parquet_columns
 from vla_adapt.episodes.lerobot_index import open_lerobot_index
 from vla_adapt.episodes.lerobot_meta import LeRobotFolder
 
@@ -29,7 +29,7 @@ def test_built_once_and_again_when_a_file_changes(
     builds: list[Path] = []
     build = lerobot_index._build
     monkeypatch.setattr(
-        lerobot_index, "_build", lambda folder, into: (builds.append(into), build(folder, into))
+        lerobot_index, "_build", lambda folder, into, *how: (builds.append(into), build(folder, into, *how))
     )
     index = open_index(made.path)
     assert isinstance(index.arrays["action"], np.memmap)
@@ -56,6 +56,49 @@ def test_missing_parquet(lerobot_by_hand: ByHand) -> None:
         ValueError, match=r"episode_000002\.parquet: parquet file is missing; copy the dataset"
     ):
         open_index(made.path)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_skipping_notes_what_is_damaged_and_keeps_the_rest(lerobot_by_hand: ByHand, number: int) -> None:
+    made = lerobot_by_hand("v2.1")
+    file = made.path / "data" / f"chunk-00{number // 2}" / f"episode_00000{number}.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:-200])
+    folder = LeRobotFolder.read(made.path)
+    with pytest.raises(ValueError, match=rf"episode_00000{number}\.parquet: not a readable parquet file"):
+        open_lerobot_index(folder)
+    index = open_lerobot_index(folder, on_error="skip")
+    assert [at for at, _ in index.damaged] == [number]
+    wanted = made.action.copy()
+    wanted[sum(made.lengths[:number]) : sum(made.lengths[: number + 1])] = 0
+    np.testing.assert_array_equal(index.arrays["action"], wanted)
+    with pytest.raises(ValueError, match="not a readable parquet file"):
+        open_lerobot_index(folder)
+    file.write_bytes(content)
+    np.testing.assert_array_equal(open_lerobot_index(folder).arrays["action"], made.action)
+
+
+def test_half_a_file_read_before_the_damage_is_blank(
+    lerobot_by_hand: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lerobot_by_hand("v2.1")
+    edit(
+        made.path / "data" / "chunk-000" / "episode_000001.parquet",
+        replaced("task_index", [1, 1, 1, 1, None, 1]),
+    )
+    monkeypatch.setattr(parquet_columns, "_BATCH_ROWS", 2)
+    index = open_lerobot_index(LeRobotFolder.read(made.path), on_error="skip")
+    assert "column 'task_index' has 1 empty values" in index.damaged[0][1]
+    assert not index.arrays["action"][4:10].any()
+    np.testing.assert_array_equal(index.arrays["action"][10:], made.action[10:])
+
+
+def test_no_file_is_readable(lerobot_by_hand: ByHand) -> None:
+    made = lerobot_by_hand("v2.1")
+    for file in made.path.glob("data/*/*.parquet"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"no readable parquet file: .*episode_000000\.parquet.* is missing"):
+        open_lerobot_index(LeRobotFolder.read(made.path), on_error="skip")
 
 
 def edit(file: Path, change: Callable[[pa.Table], pa.Table]) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.loader import make_loader
+from vla_adapt.episodes.loader import HELD_BATCHES, make_loader
 from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.windows import Window
 
@@ -103,6 +104,44 @@ def stack(windows: list[Window]) -> dict[str, Any]:
         "action": np.stack([window["action"] for window in windows]),
         "proprio": np.stack([window["proprio"] for window in windows]),
     }
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_memory_is_used_again_once_it_is_let_go(mixture: Mixture, workers: int) -> None:
+    """Frames of all steps lie at few places; a frame that is kept stays as it was."""
+    places, kept = set(), None
+    for step, batch in enumerate(make_loader(mixture, 6, steps=20, num_workers=workers, collate=frames)):
+        places.add(batch[0].data_ptr())
+        if step == 2:
+            kept = batch[3]
+    assert len(places) <= HELD_BATCHES + 2 * workers
+    assert kept is not None
+    np.testing.assert_array_equal(kept.numpy(), mixture.window(6 * 2 + 3)["images"]["primary"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_batches_can_be_kept(mixture: Mixture, workers: int) -> None:
+    """Far more than there are blocks of memory for."""
+    batches = list(make_loader(mixture, 4, steps=15, num_workers=workers, collate=frames))
+    for step, batch in enumerate(batches):
+        for row, frame in enumerate(batch):
+            wanted = mixture.window(4 * step + row)["images"]["primary"]
+            np.testing.assert_array_equal(frame.numpy(), wanted)
+
+
+def frames(windows: list[Window]) -> list[torch.Tensor]:
+    return [torch.from_numpy(window["images"]["primary"]) for window in windows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"persistent_workers": True}, {"prefetch_factor": 1}])
+def test_passes_that_are_given_up(mixture: Mixture, options: dict[str, Any]) -> None:
+    loader = make_loader(mixture, 4, steps=8, num_workers=2, collate=frames, **options)
+    for stop in (1, 3, 7):
+        for step, batch in enumerate(loader):
+            np.testing.assert_array_equal(batch[1], mixture.window(4 * step + 1)["images"]["primary"])
+            if step == stop:
+                break
 
 
 @pytest.mark.slow

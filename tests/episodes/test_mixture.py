@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,11 +135,43 @@ def test_windows_are_those_of_the_sample() -> None:
 def test_kept_episodes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make()
     wanted = [plain.window(n)["action"] for n in range(60)]
-    monkeypatch.setattr(mixture_module, "KEPT_STEPS", 9)
+    monkeypatch.setattr(mixture_module, "KEPT_BYTES", 8000)
     mixture = make()
     for n in range(60):
         np.testing.assert_array_equal(mixture.window(n)["action"], wanted[n])
-        assert sum(len(episode) for episode, _ in mixture._kept.values()) <= 9
+        sizes = [mixture_module.EPISODE_BYTES + motion.nbytes for _, motion in mixture._kept.values()]
+        assert sum(sizes) == mixture._kept_bytes <= 8000
+
+
+def test_an_episode_is_converted_once_however_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = []
+    unify = mixture_module.unify_motion
+    monkeypatch.setattr(mixture_module, "unify_motion", lambda *a: converted.append(a[0]) or unify(*a))
+    monkeypatch.setattr(mixture_module, "KEPT_BYTES", 0)
+    first = make()
+    wanted = [make().window(n) for n in range(0, 100, 10)]
+    converted.clear()
+    for n in range(100):
+        cut = first.window(n)
+        if n % 10 == 0:
+            same(cut, wanted[n // 10])
+    assert len(converted) == 5
+
+
+def test_windows_of_several_samples_are_those_of_each() -> None:
+    mixture = make()
+    for n, cut in zip((7, 3, 90), mixture.windows((7, 3, 90)), strict=True):
+        same(cut, mixture.window(n))
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> None:
+    assert a.keys() == b.keys()
+    assert (a["ids"], a["instruction"], a["robot"]) == (b["ids"], b["instruction"], b["robot"])
+    for key in ("action", "action_mask", "proprio", "proprio_mask"):
+        np.testing.assert_array_equal(a[key], b[key])
+        assert a[key].dtype == b[key].dtype
+    for camera in a["images"]:
+        np.testing.assert_array_equal(a["images"][camera], b["images"][camera])
 
 
 def test_refusals() -> None:

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from vla_adapt.episodes import EpisodeData, byte_source, open_dataset
+from vla_adapt.episodes import EpisodeData, byte_source, open_dataset, remote_blocks
 from vla_adapt.episodes import index as index_module
 from vla_adapt.episodes.cache_folder import BESIDE, CACHE_VARIABLE
+from vla_adapt.episodes.loader import make_loader
 from vla_adapt.episodes.mapped import MappedDataset
+from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.remote_blocks import RemoteBlocks
+from vla_adapt.episodes.stored import find_prefetcher
+from vla_adapt.episodes.subset import EpisodeSubset
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -109,6 +117,34 @@ class _Images:
 
 def _image_of(dataset: MappedDataset) -> np.ndarray:
     return dataset[3].image(2)
+
+
+@pytest.mark.parametrize("history", [1, 2])
+def test_a_loader_fetches_the_images_of_its_next_step_in_the_background(
+    url: str, written: Path, history: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block that holds images and nothing else is asked for before it is needed."""
+    monkeypatch.setattr(remote_blocks, "BLOCK", 1 << 12)
+    monkeypatch.setattr(remote_blocks, "_OF_PROCESS", None)
+    dataset, local = open_dataset(url), open_dataset(written)
+    assert find_prefetcher(local) is None
+    view = EpisodeSubset(dataset, [3, 0, 4])
+    same = EpisodeSubset(local, [3, 0, 4])
+    for episode in dataset:
+        episode.extra("wide")
+    fetch, fetched_by = RemoteBlocks._fetch, Counter[bool]()
+
+    def counted(self: RemoteBlocks, *arguments: Any) -> None:
+        fetched_by[threading.current_thread() is threading.main_thread()] += 1
+        fetch(self, *arguments)
+
+    monkeypatch.setattr(RemoteBlocks, "_fetch", counted)
+    near, far = (Mixture([(data, 1.0)], 0, 2, history=history) for data in (same, view))
+    for batch, wanted in zip(make_loader(far, 3, steps=4), make_loader(near, 3, steps=4), strict=True):
+        for got, window in zip(batch, wanted, strict=True):
+            np.testing.assert_array_equal(got["images"]["primary"], window["images"]["primary"])
+    assert fetched_by[False] > 0
+    assert fetched_by[True] == 0
 
 
 def test_damage_is_named_by_its_url(url: str) -> None:

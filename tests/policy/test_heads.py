@@ -12,13 +12,16 @@ from vla_adapt.policy.tiny import tiny_config
 CONFIGS = [
     HeadConfig(kind="parallel", horizon=4),
     HeadConfig(kind="parallel", horizon=2, proprio=False, hidden=48),
+    HeadConfig(kind="parallel", horizon=2, placeholders="number"),
     HeadConfig(kind="tokens", horizon=1, proprio=False),
     HeadConfig(kind="tokens", horizon=2, proprio=True),
+    HeadConfig(kind="readout", horizon=4, grid=3),
+    HeadConfig(kind="flow", horizon=3, proprio=False, hidden=48, flow_layers=2, flow_steps=4, noise_seed=5),
 ]
 
 
 def ids(config: HeadConfig) -> str:
-    return f"{config.kind}-{config.horizon}-{'proprio' if config.proprio else 'blind'}"
+    return f"{config.kind}-{config.horizon}-{'proprio' if config.proprio else 'blind'}-{config.placeholders}"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=ids)
@@ -57,7 +60,7 @@ def test_loading_refuses_what_does_not_fit(tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2], CONFIGS[3]], ids=ids)
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[3], CONFIGS[4]], ids=ids)
 def test_a_handful_of_windows_is_learned(tiny_model, make_batch, config):
     batch = make_batch(
         horizon=config.horizon, robots=("franka_panda", "mobile_panda", "franka_panda"), padded_steps=0

@@ -75,3 +75,20 @@ def test_every_input_matters_and_every_weight_learns(tiny_model, make_batch):
 def test_first_predictions_are_near_the_middle_of_the_range(tiny_model, make_batch):
     head = make_head(CONFIG, tiny_model, seed=0)
     assert head.predict(tiny_model, make_batch()).abs().max() < 0.3
+
+
+def test_placeholders_per_number_answer_each_of_the_robots_slots(tiny_model, make_batch):
+    batch = make_batch(robots=("mobile_panda",) * 2)
+    config = HeadConfig(kind="parallel", horizon=4, placeholders="number")
+    head = make_head(config, tiny_model, seed=0)
+    question = head.ask(tiny_model, batch)
+    assert question.extra.shape == (2, 1 + 4 * 10, 128)
+    output = head(tiny_model, batch)
+    assert output.action_hidden.shape == (2, 40, 128)
+    output.loss_per_sample.mean().backward()
+    used = batch.slot_mask[0]
+    assert (head.slots.grad[~used] == 0).all()
+    assert (head.slots.grad[used].abs().sum(dim=1) > 0).all()
+    mixed = make_batch(robots=("mobile_panda", "franka_panda"))
+    with pytest.raises(ValueError, match="rows of several"):
+        head.ask(tiny_model, mixed)

@@ -41,7 +41,7 @@ def test_what_a_run_leaves(finished_run: Path):
     assert wanted <= rows[0].keys()
     assert len(json.loads((finished_run / "open_loop.json").read_text())) == 2
     assert list((finished_run / "tensorboard").iterdir())
-    assert not (finished_run / "resume.pt").exists()
+    assert not (finished_run / "checkpoints").exists()
     assert not (finished_run / "model").exists(), "an adapter run must not save or merge the base"
 
 
@@ -62,12 +62,37 @@ def test_a_finished_run_is_left_alone(finished_run: Path, make_recipe: Callable[
     assert (finished_run / "summary.json").stat().st_mtime_ns == before
 
 
+def test_an_adversary_trains_is_logged_and_thrown_away(
+    make_recipe: Callable[..., Recipe], finished_run: Path, tmp_path: Path
+):
+    run = loop.train(make_recipe(str(tmp_path / "dann"), invariance={"method": "dann", "weight": 0.5}))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"invariance_accuracy", "invariance_strength", "invariance_cross_entropy"} <= rows[-1].keys()
+    assert 0 < rows[-1]["invariance_strength"] < 0.5
+    assert rows[-1]["invariance_accuracy"] == rows[-2]["invariance_accuracy"]
+    for robot in ("ur5e", "bimanual_panda"):
+        one, two = (load_file(each / "bundles" / robot / "head.safetensors") for each in (run, finished_run))
+        assert one.keys() == two.keys()
+        assert any(not torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_invariance_loss_of_weight_0_changes_nothing_at_all(
+    make_recipe: Callable[..., Recipe], finished_run: Path, tmp_path: Path
+):
+    run = loop.train(make_recipe(str(tmp_path / "off"), invariance={"method": "dann", "weight": 0}))
+    assert losses(run) == losses(finished_run)
+    for robot in ("ur5e", "bimanual_panda"):
+        for file in ("adapter_model.safetensors", "head.safetensors"):
+            paths = [each / "bundles" / robot / file for each in (run, finished_run)]
+            assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
 def test_padded_slots_get_no_gradient(make_recipe: Callable[..., Recipe], tmp_path: Path):
     """The head's output rows of slots no robot of the batch has must not move."""
     setting = prepare(make_recipe(str(tmp_path)))
     windows = [setting.mixture.window(n) for n in range(16)]
-    batches = loop.by_robot(setting.builder, list(setting.robots), windows)
-    setting.learner(batches)["loss"].backward()
+    batch, _ = loop.collate(setting.builder, list(setting.robots), windows)
+    setting.learner(batch)["loss"].backward()
     for robot, head in setting.learner.heads.items():
         mask = torch.tensor(setting.robots[robot].action.mask)
         linear = [module for module in head.modules() if isinstance(module, torch.nn.Linear)]
@@ -85,10 +110,10 @@ def test_resume_equals_an_uninterrupted_run(
     recipe = make_recipe(str(tmp_path / "cut"), train=schedule)
     genuine = loop._check_finite
 
-    def die(output: object, ids: object, step: int) -> None:
+    def die(output: object, ids: object, robots: object, step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
-        genuine(output, ids, step)  # type: ignore[arg-type]
+        genuine(output, ids, robots, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_check_finite", die)
     with pytest.raises(KeyboardInterrupt):
@@ -112,10 +137,10 @@ def test_resume_on_other_data_is_refused(
     recipe = make_recipe(str(tmp_path / "r"), train={"steps": 4, "batch_size": 8, "save_every": 1})
     genuine = loop._check_finite
 
-    def die(output: object, ids: object, step: int) -> None:
+    def die(output: object, ids: object, robots: object, step: int) -> None:
         if step == 2:
             raise KeyboardInterrupt
-        genuine(output, ids, step)  # type: ignore[arg-type]
+        genuine(output, ids, robots, step)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop, "_check_finite", die)
     with pytest.raises(KeyboardInterrupt):
@@ -226,6 +251,6 @@ def test_batch_must_split_evenly(
     class Three:
         num_processes = 3
 
-    monkeypatch.setattr(loop, "start_accelerator", lambda precision: Three())
+    monkeypatch.setattr(loop, "start_accelerator", lambda precision, patience: Three())
     with pytest.raises(ValueError, match="batch_size 8 cannot be split over 3 processes"):
         loop.train(make_recipe(str(tmp_path / "r")))

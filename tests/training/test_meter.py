@@ -46,7 +46,7 @@ def test_errors_are_physical_and_masked(normalizer: Normalizer):
     prediction[..., 6] = 0.25
     prediction[..., 9] = 7.0  # a masked slot: must not count
     meter = Meter({"r": normalizer})
-    meter.add({"r/loss": torch.tensor([1.0, 3.0]), "r/prediction": prediction}, {"r": batch_of(target, mask)})
+    meter.add({"loss_per_sample": torch.tensor([1.0, 3.0]), "prediction": prediction}, batch_of(target, mask))
     found = meter.summary(meter.sums)["r"]
     assert found["loss"] == 2.0
     assert found["samples"] == 2
@@ -60,13 +60,11 @@ def test_sums_of_processes_add_up(normalizer: Normalizer):
     target = torch.rand(4, 2, 32) * 0.5
     mask = torch.zeros(4, 2, 32, dtype=torch.bool)
     mask[..., [0, 6]] = True
-    output = {"r/loss": torch.rand(4), "r/prediction": torch.rand(4, 2, 32)}
+    output = {"loss_per_sample": torch.rand(4), "prediction": torch.rand(4, 2, 32)}
     whole, first, second = (Meter({"r": normalizer}) for _ in range(3))
-    whole.add(output, {"r": batch_of(target, mask)})
+    whole.add(output, batch_of(target, mask))
     for part, rows in ((first, slice(0, 1)), (second, slice(1, 4))):
-        part.add(
-            {key: value[rows] for key, value in output.items()}, {"r": batch_of(target[rows], mask[rows])}
-        )
+        part.add({key: value[rows] for key, value in output.items()}, batch_of(target[rows], mask[rows]))
     both = first.summary(first.sums + second.sums)["r"]
     assert both == pytest.approx(whole.summary(whole.sums)["r"])
     whole.reset()

@@ -9,13 +9,13 @@ import torch
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 
 
-def ids(first: int, robot: str = "ur5e") -> dict[str, list[SampleId]]:
-    return {robot: [SampleId(n, "set", f"train/{n}", 7) for n in (first + 1, first)]}
+def ids(first: int) -> list[SampleId]:
+    return [SampleId(n, "set", f"train/{n}", 7) for n in (first + 1, first)]
 
 
 def test_what_is_written(tmp_path: Path):
     with SampleLog(tmp_path, 1, 2, done=0) as log:
-        log.step(1, {**ids(4), "panda": [SampleId(3, "other\tset", "a\nb", 0)]})
+        log.step(1, [*ids(4), SampleId(3, "other\tset", "a\nb", 0)])
         log.step(2, ids(8))
         text = (tmp_path / "samples" / "rank1.tsv").read_text()
     assert text.splitlines() == [
@@ -49,14 +49,14 @@ def test_a_kill_within_a_line_of_a_kept_step(tmp_path: Path):
 
 def test_bad_samples_are_named():
     nan = float("nan")
-    samples = {"ur5e": ids(4)["ur5e"], "panda": ids(20)["ur5e"] + ids(30)["ur5e"]}
-    one = {"ur5e": torch.tensor([0.5, nan]), "panda": torch.zeros(4)}
-    assert name_bad_samples(one, samples) == (
+    samples = ids(4) + ids(20) + ids(30)
+    robots = ["ur5e"] * 2 + ["panda"] * 4
+    assert name_bad_samples(torch.tensor([0.5, nan, 0, 0, 0, 0]), samples, robots) == (
         "1 of 6 samples of this process: set episode train/4 step 7 (ur5e)"
     )
-    many = {"ur5e": torch.tensor([nan, 1.0]), "panda": torch.tensor([nan, float("inf"), 1.0, nan])}
-    assert name_bad_samples(many, samples) == (
+    many = torch.tensor([nan, 1.0, nan, float("inf"), 1.0, nan])
+    assert name_bad_samples(many, samples, robots) == (
         "4 of 6 samples of this process: set episode train/5 step 7 (ur5e), set episode train/21 step 7 "
         "(panda), set episode train/20 step 7 (panda) and 1 more"
     )
-    assert "by itself is finite" in name_bad_samples({robot: torch.zeros(2) for robot in samples}, samples)
+    assert name_bad_samples(torch.zeros(6), samples, robots) == "each of the 6 samples by itself is finite"

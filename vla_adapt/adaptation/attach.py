@@ -9,40 +9,46 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-PREFIX = "base_model.model."
+from vla_adapt.adaptation.adapter_name import adapter_of, check_adapter_names, file_key
+from vla_adapt.adaptation.routed import routed
+from vla_adapt.policy.openvla import OpenVLA
 
 
 def _resident_tensors(model: nn.Module, robot: str) -> dict[str, nn.Parameter]:
     """The adapter of `robot` that `model` holds, under the names of a PEFT file."""
-    marker = f".{robot}."
     return {
-        PREFIX + name.replace(marker, ".", 1): parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name and marker in name
+        file_key(name): parameter for name, parameter in model.named_parameters() if adapter_of(name) == robot
     }
 
 
-def adapter_tensors(model: nn.Module, robot: str) -> dict[str, Tensor]:
-    """The adapter of `robot` in plain PEFT naming, detached, on the CPU."""
-    return {key: value.detach().cpu().contiguous() for key, value in _resident_tensors(model, robot).items()}
-
-
-def attach_adapter(model: nn.Module, robot: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
+def attach_adapter(model: OpenVLA, robot: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
     """Inject `config` under the name `robot` into `model` and load `tensors` into it.
 
     Raises:
-        ValueError: tensors missing, left over, of another shape or not finite. `model` then keeps an inert
-            adapter of that name (its B matrices are zero); the caller refuses the robot.
+        ValueError: a robot that no adapter can be named after; tensors missing, left over, of another shape
+            or not finite. `model` then keeps an inert adapter of that name (its B matrices are zero); the
+            caller refuses the robot.
     """
+    check_adapter_names([robot])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several robots: meant
-        inject_adapter_in_model(config, model, adapter_name=robot)
+        inject_adapter_in_model(routed(config, model.rows), model, adapter_name=robot)
+    load_adapter(model, robot, tensors)
+    for parameter in _resident_tensors(model, robot).values():
+        parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, robot: str, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` (plain PEFT names) into the adapter of `robot` that `model` holds already.
+
+    Raises:
+        ValueError: tensors missing, left over, of another shape or not finite; nothing is changed then.
+    """
     resident = _resident_tensors(model, robot)
     check_tensors(robot, resident, tensors)
     for key, parameter in resident.items():
-        with torch.no_grad():
-            parameter.copy_(tensors[key])
-        parameter.requires_grad_(False)
+        parameter.copy_(tensors[key])
 
 
 def check_tensors(robot: str, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:

@@ -38,7 +38,7 @@ class Bank:
                 )
             policy = bundle.attach(base)
             self._policies[bundle.robot] = policy
-            self._metadata[bundle.robot] = _metadata(bundle, policy.horizon)
+            self._metadata[bundle.robot] = _metadata(bundle, policy)
         if verify:
             for bundle in bundles:
                 bundle.verify_policy(self._policies[bundle.robot])
@@ -78,18 +78,21 @@ class Bank:
         return actions, {"queue_ms": 1e3 * (start - waited), "policy_ms": 1e3 * (end - start)}
 
 
-def _metadata(bundle: Bundle, horizon: int) -> dict[str, Any]:
+def _metadata(bundle: Bundle, policy: RobotPolicy) -> dict[str, Any]:
     embodiment = bundle.embodiment
-    cameras = dict.fromkeys([*embodiment.cameras, bundle.observation.camera])
+    cameras = dict.fromkeys(
+        [*embodiment.cameras, bundle.observation.camera, *bundle.observation.more_cameras]
+    )
     return {
         "robot": bundle.robot,
         "title": embodiment.title,
         "rate_hz": embodiment.rate_hz,
         "action_dim": embodiment.action_dim,
-        "action_horizon": horizon,
+        "action_horizon": policy.horizon,
         "action": [component.name for component in embodiment.action],
-        "state_dim": embodiment.proprio_dim,
-        "state_required": True,
+        "constants": {name: list(numbers) for name, numbers in bundle.constants.items()},
+        "state_dim": embodiment.proprio_dim if policy.reads_state else None,
+        "state_required": policy.reads_state,
         "cameras": {name: {"required": name == bundle.observation.camera} for name in cameras},
         "base_fingerprint": bundle.base_fingerprint,
     }

@@ -2,9 +2,11 @@
 
 adapter_config.json, adapter_model.safetensors   plain PEFT (absent when nothing of the base was adapted)
 head.json, head.safetensors                      the robot's action head
-statistics.json                                  action and proprio statistics, unified slots, SI units
+statistics.json                                  action and proprio statistics, unified slots, SI units;
+                                                 proprio is null when it was trained without any state
 embodiment.yaml                                  the robot as data
 golden.npz                                       one observation and the action chunk it must give
+action_adapter.json, action_adapter.safetensors  the map from another robot's actions (optional)
 bundle.json                                      format, base fingerprint, recipe, checksums, metrics
 README.md                                        model card
 """
@@ -25,7 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_adapt.actions.normalize import Statistics
+from vla_adapt.adaptation.action_adapter import ADAPTER_JSON, ActionAdapter, check_side
 from vla_adapt.adaptation.attach import attach_adapter
+from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.robot_policy import ObservationConfig, RobotPolicy
 from vla_adapt.embodiment import Embodiment
@@ -34,37 +38,60 @@ from vla_adapt.policy.openvla import OpenVLA
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+_IMAGE_OF = "image/"  # in golden.npz, before the name of a further camera
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class Golden:
-    """One observation and the action chunk [H, D] (robot units) the bundle gave for it when it was saved."""
+    """One observation and the action chunk [H, D] (robot units) the bundle gave for it when it was saved.
+
+    `image` is of the policy's first camera, `more_images` {camera: image} of others. `state` is None where
+    none was recorded.
+    """
 
     image: np.ndarray
-    state: np.ndarray
+    state: np.ndarray | None
     prompt: str
     actions: np.ndarray
     tolerance: float = 1e-3
+    more_images: dict[str, np.ndarray] = field(default_factory=dict)
 
     def observation(self, camera: str) -> dict[str, Any]:
-        return {"images": {camera: self.image}, "state": self.state, "prompt": self.prompt}
+        state = {} if self.state is None else {"state": self.state}
+        return {"images": {camera: self.image, **self.more_images}, **state, "prompt": self.prompt}
 
     def save(self, file: Path) -> None:
+        state = {} if self.state is None else {"state": self.state}
+        more = {f"{_IMAGE_OF}{camera}": image for camera, image in self.more_images.items()}
         np.savez_compressed(
-            file, image=self.image, state=self.state, prompt=np.str_(self.prompt), actions=self.actions,
+            file, image=self.image, **more, **state, prompt=np.str_(self.prompt), actions=self.actions,
             tolerance=np.float64(self.tolerance),
         )  # fmt: skip
+
+    @staticmethod
+    def record(
+        policy: RobotPolicy,
+        image: np.ndarray,
+        state: np.ndarray | None,
+        prompt: str,
+        tolerance: float,
+        more_images: dict[str, np.ndarray] | None = None,
+    ) -> Golden:
+        """What `policy` answers to an observation."""
+        asked = Golden(image, state, prompt, np.zeros(0), tolerance, more_images or {})
+        return replace(asked, actions=policy.act(asked.observation(policy.camera)))
 
     @staticmethod
     def load(file: Path) -> Golden:
         with np.load(file, allow_pickle=False) as stored:
             return Golden(
                 stored["image"],
-                stored["state"],
+                stored.get("state"),
                 str(stored["prompt"]),
                 stored["actions"],
                 float(stored["tolerance"]),
+                {name.removeprefix(_IMAGE_OF): stored[name] for name in stored if name.startswith(_IMAGE_OF)},
             )
 
 
@@ -83,13 +110,15 @@ class Bundle:
 
     embodiment: Embodiment
     action_statistics: Statistics
-    proprio_statistics: Statistics
+    proprio_statistics: Statistics | None
     observation: ObservationConfig
     base_fingerprint: str
     head: ActionHead | None = None
     adapter_config: LoraConfig | None = None
     adapter: dict[str, Tensor] = field(default_factory=dict)
     golden: Golden | None = None
+    action_adapter: ActionAdapter | None = None
+    constants: Constants = field(default_factory=dict)
     card: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
@@ -106,12 +135,17 @@ class Bundle:
                 save_file(self.adapter, aside / ADAPTER_WEIGHTS, metadata={"format": "pt"})
             assert self.head is not None, "a bundle is saved with the head it was trained with"
             save_head(self.head, aside)
+            proprio = self.proprio_statistics
             _dump(aside / "statistics.json", {
-                "action": self.action_statistics.to_dict(), "proprio": self.proprio_statistics.to_dict(),
+                "action": self.action_statistics.to_dict(),
+                "proprio": None if proprio is None else proprio.to_dict(),
             })  # fmt: skip
             (aside / "embodiment.yaml").write_text(self.embodiment.to_text())
             if self.golden is not None:
                 self.golden.save(aside / "golden.npz")
+            if self.action_adapter is not None:
+                check_side(self.action_adapter.target, self.embodiment, "target", str(folder))
+                self.action_adapter.save(aside)
             (aside / "README.md").write_text(self.card)
             _dump(aside / MANIFEST, self._manifest(aside))
 
@@ -122,6 +156,7 @@ class Bundle:
             "base_fingerprint": self.base_fingerprint,
             "adapter": sorted(self.adapter),
             "observation": self.observation.model_dump(),
+            "constants": {name: list(numbers) for name, numbers in self.constants.items()},
             "files": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
             "facts": self.facts,
         }
@@ -137,16 +172,20 @@ class Bundle:
         manifest = read_manifest(folder)
         _check_files(folder, manifest)
         statistics = json.loads((folder / "statistics.json").read_text())
-        adapted = bool(manifest["adapter"])
+        adapted, proprio = bool(manifest["adapter"]), statistics["proprio"]
+        embodiment = Embodiment.from_text((folder / "embodiment.yaml").read_text())
+        mapped = ADAPTER_JSON in manifest["files"]
         return Bundle(
-            embodiment=Embodiment.from_text((folder / "embodiment.yaml").read_text()),
+            embodiment=embodiment,
             action_statistics=Statistics.from_dict(statistics["action"]),
-            proprio_statistics=Statistics.from_dict(statistics["proprio"]),
+            proprio_statistics=None if proprio is None else Statistics.from_dict(proprio),
             observation=ObservationConfig(**manifest["observation"]),
             base_fingerprint=manifest["base_fingerprint"],
             adapter_config=_lora_config(folder) if adapted else None,
             adapter=load_file(folder / ADAPTER_WEIGHTS) if adapted else {},
             golden=Golden.load(folder / "golden.npz") if "golden.npz" in manifest["files"] else None,
+            action_adapter=ActionAdapter.load(folder, target=embodiment) if mapped else None,
+            constants={name: tuple(numbers) for name, numbers in manifest.get("constants", {}).items()},
             card=(folder / "README.md").read_text(),
             facts=manifest["facts"],
             folder=folder,
@@ -168,7 +207,7 @@ class Bundle:
         return RobotPolicy(
             model=base, head=head, embodiment=self.embodiment, action_statistics=self.action_statistics,
             proprio_statistics=self.proprio_statistics, observation=self.observation,
-            adapted=self.adapter_config is not None,
+            adapted=self.adapter_config is not None, constants=self.constants,
         )  # fmt: skip
 
     def verify(self, base: OpenVLA) -> Verification:

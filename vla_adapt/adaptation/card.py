@@ -24,6 +24,8 @@ tags: [vla_adapt, openvla, robotics, {robot}]
 | adaptation | {adaptation} |
 | head | {head} |
 | image | {image} |
+| robot state | {state} |
+| sent as constants | {constants} |
 | training data | {data} |
 | training steps | {steps} |
 | held-out error | {held_out} |
@@ -46,7 +48,9 @@ Licenses of base and data apply to what was derived from them.
 
 
 def model_card(embodiment: Embodiment, facts: Mapping[str, Any]) -> str:
-    """Markdown card; `facts` holds recipe, base, adaptation, head, image, data, steps, held_out."""
+    """Markdown card; `facts` holds recipe, base, adaptation, head, image, state, constants, data, steps,
+    held_out.
+    """
     return _TEMPLATE.format(
         robot=embodiment.name,
         title=embodiment.title,

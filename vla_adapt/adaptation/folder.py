@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: written aside, synced to disk, then renamed into place."""
+"""Folders and small files that appear whole or not at all: written aside, synced, then renamed into place."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 @contextmanager
@@ -27,25 +29,79 @@ def atomic_folder(target: str | Path) -> Iterator[Path]:
         for file in aside.rglob("*"):
             if file.is_file():
                 file.chmod(aside.stat().st_mode & 0o666)
-                _sync(file)
-        _sync(aside)
+                sync(file)
+        sync(aside)
         _swap(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _swap(aside: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(aside, target)
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+def replace_text(file: Path, text: str) -> None:
+    """Write a small file; a reader, or a restart after a kill, sees the older text or the new one."""
+    aside = file.with_name(f".{file.name}.writing-{os.getpid()}")
+    try:
+        aside.write_text(text)
+        sync(aside)
+        os.replace(aside, file)
+        sync(file.parent)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def claim_folder(target: str | Path, marker: str, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless asked to and it is one of ours (it holds `marker`).
+
+    Raises:
+        ValueError: `target` exists and `overwrite` is False, or it holds something else than `marker` says.
+    """
+    target = Path(target)
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{target} exists; choose another folder, or pass --overwrite to replace it")
+    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+        raise ValueError(f"{target} holds no {marker}, so it is not replaced; choose another folder")
+
+
+@contextmanager
+def told_disk_errors(target: str | Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like, met while writing `target`, into a ValueError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write {target}: {reason}; nothing was left behind") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left aside in `folder`; nobody may be writing there."""
+    for pattern in (".*.writing-*", ".*.old-*"):
+        for left in folder.glob(pattern):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _swap(aside: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old-{os.getpid()}")
+    replaces = target.exists()
+    if replaces:
+        os.rename(target, old)
+    try:
+        os.rename(aside, target)
+    except OSError:
+        if replaces:
+            os.rename(old, target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)

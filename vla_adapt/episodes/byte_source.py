@@ -1,7 +1,7 @@
 """Bytes of shard files, local or on any fsspec filesystem: read through once in order, or by position.
 
-Local files are read with `os.pread`. Remote ones are read in blocks that a small LRU cache keeps, and, in
-order, with one block fetched ahead in the background.
+Local files are read with `os.pread`. Remote ones are read in blocks (see `remote_blocks`), and, in order,
+with one block fetched ahead in the background.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from fsspec.caching import BlockCache
+
+from vla_adapt.episodes.remote_blocks import remote_blocks
 
 # Descriptors held open by one reader: a mixture of 30 datasets stays below the usual limit of 1024.
 MAX_OPEN_FILES = 24
 STREAM_BLOCK = 8 << 20
-RANDOM_BLOCK = 256 << 10
-# Remote files whose blocks are kept, and blocks of each: at most 64 MiB a reader.
-MAX_CACHED_FILES, BLOCKS_PER_FILE = 16, 16
 
 
 def is_url(path: str | Path) -> bool:
@@ -86,8 +84,6 @@ class ShardReader:
     def __init__(self, shards: Sequence[ShardFile]):
         self._shards = list(shards)
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._remote: OrderedDict[int, BlockCache] = OrderedDict()
-        self._process = os.getpid()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """`size` bytes at `offset` of a shard.
@@ -98,7 +94,7 @@ class ShardReader:
         file = self._shards[shard]
         try:
             if is_url(file.data):
-                data = self._blocks(shard)._fetch(offset, offset + size)
+                data = remote_blocks().read(file.data, file.mark, file.size or 0, offset, size)
             else:
                 data = os.pread(self._descriptor(shard), size, offset)
         except OSError as error:
@@ -106,6 +102,17 @@ class ShardReader:
         if len(data) != size:
             raise ValueError(f"{file.location}: ends before byte {offset + size}; reopen the dataset")
         return data
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the shards is."""
+        return any(is_url(file.data) for file in self._shards)
+
+    def prefetch(self, shard: int, offset: int, size: int) -> None:
+        """Say that this piece will be read soon; a remote one is fetched in the background."""
+        file = self._shards[shard]
+        if is_url(file.data):
+            remote_blocks().prefetch(file.data, file.mark, file.size or 0, offset, size)
 
     def _descriptor(self, shard: int) -> int:
         descriptor = self._open.get(shard)
@@ -129,18 +136,6 @@ class ShardReader:
         _, descriptor = self._open.popitem(last=False)
         os.close(descriptor)
 
-    def _blocks(self, shard: int) -> BlockCache:
-        if self._process != os.getpid():  # connections of network filesystems do not survive a fork
-            self._remote.clear()
-            self._process = os.getpid()
-        blocks = self._remote.get(shard)
-        if blocks is None:
-            if len(self._remote) >= MAX_CACHED_FILES:
-                self._remote.popitem(last=False)
-            blocks = self._remote[shard] = _block_cache(self._shards[shard])
-        self._remote.move_to_end(shard)
-        return blocks
-
     def __getstate__(self) -> dict[str, Any]:
         return {"_shards": self._shards}
 
@@ -150,13 +145,3 @@ class ShardReader:
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():
             os.close(descriptor)
-
-
-def _block_cache(shard: ShardFile) -> BlockCache:
-    filesystem, path = fsspec.url_to_fs(shard.data)
-    return BlockCache(
-        RANDOM_BLOCK,
-        lambda start, end: filesystem.cat_file(path, start=start, end=end),
-        int(shard.size or 0),
-        maxblocks=BLOCKS_PER_FILE,
-    )

@@ -120,10 +120,12 @@ def check_same_parts(survey: Survey) -> Iterator[Finding]:
     for camera in required:
         lacking = [recording for recording in survey.recordings if camera not in recording.cameras]
         if lacking:
+            everywhere = len(lacking) == len(survey.recordings)
             yield Finding(
-                "missing_camera", "error", survey.name,
+                "missing_camera", "warning" if everywhere else "error", survey.name,
                 f"{_count(lacking, survey)} lack camera '{camera}', which {survey.embodiment.name} requires",
-                "name its field in the entry, or declare the camera `required: false` in the embodiment",
+                "name its field in the entry, declare the camera `required: false` in the embodiment, or "
+                "choose one that is there (policy.camera in a recipe)",
                 {"camera": camera, "episodes": len(lacking)},
             )  # fmt: skip
     if survey.recordings and survey.embodiment.proprio and not any(r.has_state for r in survey.recordings):

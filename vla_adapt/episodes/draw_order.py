@@ -48,7 +48,7 @@ class DrawOrder:
             row = permuted(position, int(ends[-1]), (*self._key, epoch))
         else:
             row = self._order(epoch, ends, self._open_blocks).row(position)
-        episode = int(np.searchsorted(ends, row, side="right"))
+        episode = int(ends.searchsorted(row, side="right"))
         start = int(ends[episode - 1]) if episode else 0
         return episode, (row - start) % int(self._lengths[episode])
 

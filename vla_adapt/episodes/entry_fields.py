@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.computed import find_function
 from vla_adapt.episodes.entry import DatasetEntry, fields_of
 from vla_adapt.episodes.feature_spec import Kind, LeafSpec
@@ -15,8 +14,10 @@ from vla_adapt.suggest import did_you_mean
 METADATA = "episode_metadata/"
 
 
-def check_entry(store: StoredEpisodes, entry: DatasetEntry, embodiment: Embodiment) -> None:
-    """Every field of the entry exists and is of the right kind; the robot's cameras are there.
+def check_entry(store: StoredEpisodes, entry: DatasetEntry) -> None:
+    """Every field of the entry exists and is of the right kind.
+
+    Which cameras are needed is for who looks through them: see `training.setting`.
 
     Raises:
         ValueError: one line naming the dataset, the field and what exists.
@@ -44,7 +45,7 @@ def check_entry(store: StoredEpisodes, entry: DatasetEntry, embodiment: Embodime
     if entry.instruction_text is None and entry.instruction:
         _check_instruction(store, entry.instruction)
     _check_episode_id(store, entry)
-    _check_cameras(store, entry, embodiment)
+    _check_depth(store, entry)
 
 
 def number_widths(store: StoredEpisodes, entry: DatasetEntry) -> dict[str, int]:
@@ -98,13 +99,7 @@ def _check_episode_id(store: StoredEpisodes, entry: DatasetEntry) -> None:
         )
 
 
-def _check_cameras(store: StoredEpisodes, entry: DatasetEntry, embodiment: Embodiment) -> None:
-    for camera, spec in embodiment.cameras.items():
-        if spec.required and camera not in entry.cameras:
-            raise ValueError(
-                f"{store.name}: {embodiment.name} needs camera '{camera}', the entry maps "
-                f"{', '.join(entry.cameras) or 'none'}; image fields: {_fields(store.fields, Kind.IMAGE)}"
-            )
+def _check_depth(store: StoredEpisodes, entry: DatasetEntry) -> None:
     for camera in entry.depth:
         if camera not in entry.cameras:
             near = did_you_mean(camera, entry.cameras)

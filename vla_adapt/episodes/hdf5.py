@@ -48,6 +48,7 @@ class Hdf5Store:
         cache_dir: where to keep the index; default beside the dataset, else in the user's cache.
         on_error: "error": refuse damaged data; "skip": leave damaged files and episodes out and say so in
             one warning.
+        image_scale: decode JPEG rows at a smaller scale, see `image_codec.decode_image`.
 
     Attributes:
         skipped: what was left out: file, episode and reason of each damage.
@@ -64,7 +65,9 @@ class Hdf5Store:
         required: Sequence[str] = ("actions",),
         cache_dir: str | Path | None = None,
         on_error: OnError = "error",
+        image_scale: int | None = None,
     ):
+        self._image_scale = image_scale
         self.path, self.split = Path(path), split
         files = hdf5_files(self.path)
         if not files:
@@ -139,7 +142,7 @@ class Hdf5Store:
         leaf = self.fields[field]
         if leaf.encoding:
             try:
-                return decode_image(encoded(stored), leaf)
+                return decode_image(encoded(stored), leaf, self._image_scale)
             except ValueError as error:
                 raise ValueError(f"{error} ({self._where(episode)} '{field}' row {step})") from None
         return stored if stored.shape[-1] == 3 else np.repeat(stored, 3, axis=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import av
 import av.error
@@ -12,6 +13,7 @@ from jaxtyping import Shaped
 from PIL import Image
 
 from vla_adapt.episodes.feature_spec import LeafSpec
+from vla_adapt.episodes.frame_blocks import current_block
 
 _JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 _PNG_DEPTH = 24  # the byte of a PNG that says how many bits a channel has
@@ -50,15 +52,29 @@ def _decode_jpeg(data: bytes, channels: int, leaf: LeafSpec, smallest: int | Non
         channels = 1 if simplejpeg.decode_jpeg_header(data)[2] == "Gray" else 3
     color = "GRAY" if channels == 1 else "RGB"
     if smallest is None:
-        pixels = simplejpeg.decode_jpeg(data, color, fastdct=True, fastupsample=False)
+        pixels = _pixels(data, color)
         _check_shape(pixels.shape, leaf)
         return pixels
     height, width = (int(size) for size in simplejpeg.decode_jpeg_header(data)[:2])
     _check_shape((height, width), leaf)
     wanted = min(smallest, height, width)
-    return simplejpeg.decode_jpeg(
-        data, color, fastdct=True, fastupsample=False, min_height=wanted, min_width=wanted, min_factor=1
-    )
+    return _pixels(data, color, min_height=wanted, min_width=wanted, min_factor=1)
+
+
+def _pixels(data: bytes, color: str, **scale: Any) -> np.ndarray:
+    """A decoded JPEG, in the current block of frame memory if it has room for it."""
+    block = current_block()
+    if block is not None:
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                data, color, fastdct=True, fastupsample=False, buffer=block.room(), **scale
+            )
+        except ValueError:  # no room, or damaged: the call below says so
+            pass
+        else:
+            block.fill(pixels.nbytes)
+            return pixels
+    return simplejpeg.decode_jpeg(data, color, fastdct=True, fastupsample=False, **scale)
 
 
 def _decode_png(data: bytes, channels: int, dtype: str) -> np.ndarray:
@@ -94,6 +110,8 @@ def _decode_wide_png(data: bytes) -> np.ndarray:
 
 
 def _check_shape(shape: tuple[int, ...], leaf: LeafSpec) -> None:
+    if shape == leaf.shape:
+        return
     for wanted, got in zip(leaf.shape, shape, strict=False):
         if wanted not in (-1, got):
             raise ValueError(f"image is {list(shape)}, the schema says {list(leaf.shape)}")

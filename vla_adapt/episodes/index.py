@@ -170,7 +170,11 @@ def _load(folder: Path, shards: list[ShardFile]) -> StepIndex | None:
     """The cached index, or None when it is not there, not readable, or its unpacked shards are gone."""
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        arrays = {name: np.load(folder / file, mmap_mode="r") for name, file in manifest["arrays"].items()}
+        arrays = {
+            # Plain views: indexing a np.memmap runs Python code each time.
+            name: np.load(folder / file, mmap_mode="r").view(np.ndarray)
+            for name, file in manifest["arrays"].items()
+        }
         unpacked: dict[str, str] = manifest["unpacked"]
         if not all(Path(data).is_file() for data in unpacked.values()):
             return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from vla_adapt.episodes.feature_spec import LeafSpec
-from vla_adapt.episodes.stored import StoredEpisodes
+from vla_adapt.episodes.stored import StoredEpisodes, fetcher, find_prefetcher
 
 
 @runtime_checkable
@@ -62,6 +63,16 @@ class KeptEpisodes:
 
     def image(self, field: str, episode: int, step: int) -> Any:
         return self._store.image(field, int(self._kept[episode]), step)
+
+    def fetch_image(self, field: str, episode: int, step: int) -> Callable[[], Any]:
+        return fetcher(self._store)(field, int(self._kept[episode]), step)
+
+    def prefetcher(self) -> Callable[[str, int, int], None] | None:
+        inner = find_prefetcher(self._store)
+        return None if inner is None else partial(self._prefetch, inner)
+
+    def _prefetch(self, inner: Callable[[str, int, int], None], field: str, episode: int, step: int) -> None:
+        inner(field, int(self._kept[episode]), step)
 
     def texts(self, field: str, episode: int) -> Sequence[str]:
         return self._store.texts(field, int(self._kept[episode]))

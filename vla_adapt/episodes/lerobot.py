@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
+from vla_adapt.episodes.damage import OnError, warn_skipped
 from vla_adapt.episodes.entry import DatasetEntry
 from vla_adapt.episodes.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.image_codec import decode_image
 from vla_adapt.episodes.lerobot_features import CAMERA, STANDARD, TASK, VIDEO
+from vla_adapt.episodes.lerobot_image_crc import image_crcs
 from vla_adapt.episodes.lerobot_index import LeRobotIndex, open_lerobot_index
 from vla_adapt.episodes.lerobot_meta import LeRobotFolder
 from vla_adapt.episodes.parquet_columns import RowGroups, numbers
+from vla_adapt.episodes.tfrecord import crc32c
 from vla_adapt.episodes.video import VideoFrames
 
 LEROBOT_REMEDY = (
@@ -34,38 +38,74 @@ class LeRobotStore:
     Args:
         folder: the dataset.
         split: split name, part of the episode ids.
-        index: its numbers.
+        index: its numbers; episodes of files it calls damaged are left out, told by a warning.
         video: reader of its mp4 files.
+        on_error: "skip": leave out episodes whose mp4 file is missing, too.
+        image_scale: decode JPEGs at a smaller scale, see `image_codec.decode_image`.
 
     Attributes:
         rate_hz: frames per second.
+        skipped: what was left out: file and reason of each damage.
+        ordinals: number of each episode among all of the split.
 
     Raises:
-        ValueError: unknown or empty split.
+        ValueError: unknown or empty split, or nothing of it is left.
     """
 
     def __init__(
-        self, folder: LeRobotFolder, split: str, index: LeRobotIndex, video: VideoFrames | None = None
+        self,
+        folder: LeRobotFolder,
+        split: str,
+        index: LeRobotIndex,
+        video: VideoFrames | None = None,
+        on_error: OnError = "error",
+        image_scale: int | None = None,
     ):
         self.name, self.split, self.path = folder.name, split, folder.path
-        self._folder, self._index = folder, index
+        self._folder, self._index, self._image_scale = folder, index, image_scale
+        self._crcs: Mapping[str, np.ndarray] = {}
         self.rate_hz = folder.rate_hz
-        self._episodes = folder.split(split)
+        everything = folder.split(split)
+        lost, self.skipped = _lost(folder, index, everything, on_error)
+        self._episodes = np.setdiff1d(np.arange(everything.start, everything.stop), lost)
+        self.ordinals = self._episodes - everything.start
+        self._lengths = folder.lengths[self._episodes]
+        self._first = np.cumsum(self._lengths) - self._lengths
         self._ends = np.cumsum(folder.lengths)
         self._video, self._parquet = video or VideoFrames(), RowGroups()
         derived = {*STANDARD, TASK, *folder.videos}
         self.fields = {
             name: leaf for name, leaf in folder.leaves.items() if name in index.columns or name in derived
         }
+        if self.skipped:
+            if not self.lengths.sum():
+                raise ValueError(f"{self.path}: split '{split}' has no readable episode: {self.skipped[0]}")
+            warn_skipped(f"{self.name}/{split}", self.skipped, len(lost), len(self._episodes))
 
     @property
     def lengths(self) -> Int64[np.ndarray, " E"]:
         """Steps of each episode."""
-        return self._folder.lengths[self._episodes.start : self._episodes.stop]
+        return self._lengths
+
+    def cameras_of(self, video: bool) -> list[str]:
+        """Image fields that are stored as videos, or those that are stored image by image."""
+        images = [name for name, leaf in self.fields.items() if leaf.kind is Kind.IMAGE]
+        return [name for name in images if (self.fields[name].encoding == VIDEO) == video]
+
+    def verify_images(self, cache_dir: str | Path | None = None) -> None:
+        """From now on check the CRC of every image (not of video frames) when it is read.
+
+        They are noted now, which reads all images, unless they were before.
+
+        Raises:
+            ValueError: an image is missing, or there is nowhere to keep the CRCs.
+        """
+        state, fields = f"{self._index.name} {self.split}", self.cameras_of(video=False)
+        self._crcs = image_crcs(self.path, state, fields, self.lengths, self.encoded_image, cache_dir)
 
     def numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
         """A number field of an episode, [T, ...], from the index or, if wide, the parquet file."""
-        number = self._episodes[episode]
+        number = int(self._episodes[episode])
         rows = self._rows(number)
         indexed = self._index.arrays.get(field)
         if indexed is not None:
@@ -79,9 +119,9 @@ class LeRobotStore:
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
         """A number field of all steps of all episodes; a memory map unless the field is wide."""
         indexed = self._index.arrays.get(field)
-        if indexed is not None:
-            start = self._rows(self._episodes.start).start
-            return indexed[start : start + int(self.lengths.sum())]
+        if indexed is not None and np.ptp(self._episodes) == len(self._episodes) - 1:
+            first, last = (self._rows(int(self._episodes[i])) for i in (0, -1))
+            return indexed[first.start : last.stop]
         return np.concatenate([self.numbers(field, i) for i in range(len(self._episodes))])
 
     def image(self, field: str, episode: int, step: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -92,7 +132,7 @@ class LeRobotStore:
                 episode and step.
         """
         if self.fields[field].encoding == VIDEO:
-            number = self._episodes[episode]
+            number = int(self._episodes[episode])
             files, starts = self._folder.videos[field]
             time_s = float(starts[number]) + self._timestamp(number, step)
             try:
@@ -101,8 +141,11 @@ class LeRobotStore:
                 raise ValueError(f"{error} (episode {number} step {step})") from None
         data = self.encoded_image(field, episode, step)
         assert data is not None
+        if field in self._crcs and crc32c(data) != int(self._crcs[field][self._first[episode] + step]):
+            where = self._where(field, episode, step)
+            raise ValueError(f"CRC of the image is wrong, the file has changed ({where}); copy it again")
         try:
-            return decode_image(data, _RGB)
+            return decode_image(data, _RGB, self._image_scale)
         except ValueError as error:
             raise ValueError(f"{error} ({self._where(field, episode, step)})") from None
 
@@ -114,7 +157,7 @@ class LeRobotStore:
         """
         if self.fields[field].encoding == VIDEO:
             return None
-        file, first = self._place(self._episodes[episode])
+        file, first = self._place(int(self._episodes[episode]))
         value = self._parquet.value(file, field, first + step)
         data = value.get("bytes") if isinstance(value, dict) else None
         if data is None and isinstance(value, dict) and value.get("path"):
@@ -125,7 +168,7 @@ class LeRobotStore:
 
     def texts(self, field: str, episode: int) -> Sequence[str]:
         """A text field of all steps of an episode; "task" is the instruction."""
-        number = self._episodes[episode]
+        number = int(self._episodes[episode])
         rows = self._rows(number)
         if field in self._index.arrays:
             table = self._index.strings[field]
@@ -134,7 +177,7 @@ class LeRobotStore:
 
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """episode_index, length, tasks, and what else the dataset records of an episode."""
-        return self._folder.episodes.facts(self._episodes[episode])
+        return self._folder.episodes.facts(int(self._episodes[episode]))
 
     def _tasks(self, number: int, rows: slice) -> list[str]:
         """Instruction of each step, by its task_index or, without that column, the episode's only task."""
@@ -183,15 +226,59 @@ class LeRobotStore:
         return file, int(self._folder.first_row[number])
 
     def _where(self, field: str, episode: int, step: int) -> str:
-        file, first = self._place(self._episodes[episode])
+        file, first = self._place(int(self._episodes[episode]))
         return f"{file} column '{field}' row {first + step}"
 
 
-def open_lerobot(path: Path, split: str = "train", cache_dir: str | Path | None = None) -> LeRobotStore:
-    """The LeRobot dataset in folder `path`; raises ValueError as `LeRobotFolder.read` and its index do."""
+def open_lerobot(
+    path: Path,
+    split: str = "train",
+    cache_dir: str | Path | None = None,
+    on_error: OnError = "error",
+    verify_images: bool = False,
+    image_scale: int | None = None,
+) -> LeRobotStore:
+    """The LeRobot dataset in folder `path`.
+
+    `verify_images` and `image_scale` are for images stored one by one; a warning names cameras that are not.
+
+    Raises:
+        ValueError: as `LeRobotFolder.read`, the index, the store and `verify_images` say.
+    """
     folder = LeRobotFolder.read(path)
     folder.split(split)
-    return LeRobotStore(folder, split, open_lerobot_index(folder, cache_dir))
+    index = open_lerobot_index(folder, cache_dir, on_error)
+    store = LeRobotStore(folder, split, index, None, on_error, image_scale)
+    videos = ", ".join(store.cameras_of(video=True))
+    for option, given in (("verify_images", verify_images), ("image_scale", image_scale is not None)):
+        if given and videos:
+            warnings.warn(f"{path}: {option} has no effect on videos ({videos})", stacklevel=3)
+    if verify_images:
+        store.verify_images(cache_dir)
+    return store
+
+
+def _lost(
+    folder: LeRobotFolder, index: LeRobotIndex, split: range, on_error: OnError
+) -> tuple[list[int], list[str]]:
+    """Episodes of a split that cannot be read, and why: damaged parquet files, missing mp4 files."""
+    episodes = np.arange(split.start, split.stop)
+    lost: dict[int, None] = {}
+    reasons: list[str] = []
+    for number, text in index.damaged:
+        inside = episodes[folder.data_file[episodes] == number].tolist()
+        lost.update(dict.fromkeys(inside))
+        reasons += [text] if inside else []
+    if on_error == "skip":
+        files: dict[str, list[int]] = {}
+        for names, _ in folder.videos.values():
+            for episode in episodes.tolist():
+                files.setdefault(names[episode], []).append(episode)
+        for name, inside in files.items():
+            if not (folder.path / name).is_file():
+                lost.update(dict.fromkeys(inside))
+                reasons.append(f"{folder.path / name}: video file is missing; copy the dataset again")
+    return list(lost), reasons
 
 
 def conventional_entry(store: LeRobotStore, embodiment: str) -> DatasetEntry:

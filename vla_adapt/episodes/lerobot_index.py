@@ -11,7 +11,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,12 @@ import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.episodes.cache_folder import cache_places, first_writable, publish
+from vla_adapt.episodes.damage import OnError, check_on_error
 from vla_adapt.episodes.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.lerobot_meta import LeRobotFolder
 from vla_adapt.episodes.parquet_columns import numbers, open_parquet, read_batches
 
-FORMAT = 1
+FORMAT = 2
 # A step's numbers are copied into the index up to this many; wider ones stay in the parquet files.
 MAX_INDEXED_NUMBERS = 64
 _PROGRESS_FILES = 200
@@ -33,49 +34,67 @@ _PROGRESS_ROWS = 2_000_000
 
 @dataclass(frozen=True)
 class LeRobotIndex:
-    """Arrays [N, ...] over all steps of all episodes by field; texts as numbers into `strings`."""
+    """What the parquet files hold.
 
+    Attributes:
+        name: differs when the files do.
+        arrays: [N, ...] over all steps of all episodes by field; texts as numbers into `strings`. Zeros in
+            episodes of damaged files.
+        strings: texts of each text field.
+        columns: names of the files' columns.
+        damaged: (number in `folder.data_files`, what is wrong with the file).
+    """
+
+    name: str
     arrays: dict[str, np.ndarray]
     strings: dict[str, list[str]]
     columns: frozenset[str]
+    damaged: tuple[tuple[int, str], ...] = ()
 
 
-def open_lerobot_index(folder: LeRobotFolder, cache_dir: str | Path | None = None) -> LeRobotIndex:
+def open_lerobot_index(
+    folder: LeRobotFolder, cache_dir: str | Path | None = None, on_error: OnError = "error"
+) -> LeRobotIndex:
     """Load the index of a dataset, building it first if there is none for these very files.
 
     Args:
         folder: the dataset.
         cache_dir: keep the index here; default beside the dataset, else in the user's cache.
+        on_error: "error": refuse damaged files; "skip": note them in `damaged`.
 
     Raises:
         ValueError: a parquet file is missing or damaged, lacks a column that the first one has, or its rows
-            are not the episodes that `meta` lists; names file and row.
+            are not the episodes that `meta` lists; names file and row. Or no file is readable.
     """
+    check_on_error(on_error)
     for file in folder.data_files:
-        if not file.is_file():
+        if on_error == "error" and not file.is_file():
             raise ValueError(f"{file}: parquet file is missing; copy the dataset again")
     name = f"steps-{_digest(folder)}"
     places = cache_places(folder.path, cache_dir, kind="lerobot")
-    for place in places:
-        index = _load(place / name)
-        if index is not None:
-            return index
-    place = first_writable(places)
-    built = publish(
-        place, name, write=lambda into: _build(folder, into), valid=lambda at: _load(at) is not None
-    )
-    _remove_stale(place, name)
-    index = _load(built)
-    assert index is not None, f"index just written to {built} cannot be read"
+    index = next((found for place in places if (found := _load(place / name)) is not None), None)
+    if index is None:
+        place = first_writable(places)
+        built = publish(
+            place,
+            name,
+            write=lambda into: _build(folder, into, on_error),
+            valid=lambda at: _load(at) is not None,
+        )
+        _remove_stale(place, name)
+        index = _load(built)
+        assert index is not None, f"index just written to {built} cannot be read"
+    if index.damaged and on_error == "error":
+        raise ValueError(index.damaged[0][1])
     return index
 
 
-def _build(folder: LeRobotFolder, into: Path) -> None:
-    present = frozenset(open_parquet(folder.data_files[0]).schema_arrow.names)
+def _build(folder: LeRobotFolder, into: Path, on_error: OnError) -> None:
+    present = _columns(folder, on_error)
     wanted = {name: leaf for name, leaf in folder.leaves.items() if name in present and _is_indexed(leaf)}
     steps = int(folder.lengths.sum())
     files = {name: f"{i:03d}.npy" for i, name in enumerate(wanted)}
-    filling = _Filling(wanted)
+    filling, damaged = _Filling(wanted), []
     for name, leaf in wanted.items():
         dtype, shape = (np.int32, ()) if leaf.kind is Kind.TEXT else (_dtype(leaf), leaf.shape)
         filling.arrays[name] = np.lib.format.open_memmap(
@@ -92,20 +111,47 @@ def _build(folder: LeRobotFolder, into: Path) -> None:
     )
     with bar:
         for number in bar.track(range(len(folder.data_files)), description=folder.name):
-            _read_file(folder, number, filling)
+            end = filling.row + int(folder.lengths[folder.data_file == number].sum())
+            try:
+                _read_file(folder, number, filling)
+            except ValueError as error:
+                if on_error == "error":
+                    raise
+                damaged.append((number, str(error)))
+                filling.blank(end)
     strings = {name: list(table) for name, table in filling.strings.items()}
-    manifest = {"format": FORMAT, "arrays": files, "strings": strings, "columns": sorted(present)}
+    manifest = {
+        "format": FORMAT,
+        "arrays": files,
+        "strings": strings,
+        "columns": sorted(present),
+        "damaged": damaged,
+    }
     (into / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+def _columns(folder: LeRobotFolder, on_error: OnError) -> frozenset[str]:
+    """Names of the columns of the first readable file."""
+    first: ValueError | None = None
+    for file in folder.data_files:
+        try:
+            return frozenset(open_parquet(file).schema_arrow.names)
+        except ValueError as error:
+            if on_error == "error":
+                raise
+            first = first or error
+    raise ValueError(f"{folder.path}: no readable parquet file: {first}")
 
 
 @dataclass
 class _Filling:
-    """The arrays being filled, the string tables, and the row of the whole dataset reached."""
+    """The arrays being filled, the string tables, the row reached, and where the file in hand began."""
 
     leaves: Mapping[str, LeafSpec]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     strings: dict[str, dict[str, int]] = field(default_factory=dict)
     row: int = 0
+    start: int = 0
 
     def add(self, batch: pa.RecordBatch, where: str) -> None:
         for name, leaf in self.leaves.items():
@@ -118,10 +164,16 @@ class _Filling:
             self.arrays[name][self.row : self.row + len(batch)] = values
         self.row += len(batch)
 
+    def blank(self, end: int) -> None:
+        """Zeros up to row `end`, from wherever the file in hand has begun or stopped."""
+        for name in self.leaves:
+            self.arrays[name][self.start : end] = 0
+        self.row = end
+
 
 def _read_file(folder: LeRobotFolder, number: int, filling: _Filling) -> None:
     """Add the rows of one parquet file, checked against what `meta` says it holds."""
-    file = folder.data_files[number]
+    file, filling.start = folder.data_files[number], filling.row
     parquet = open_parquet(file)
     names, rows = set(parquet.schema_arrow.names), parquet.metadata.num_rows
     missing = sorted(filling.leaves.keys() - names)
@@ -169,8 +221,9 @@ def _load(place: Path) -> LeRobotIndex | None:
     try:
         manifest = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
         arrays = {name: np.load(place / file, mmap_mode="r") for name, file in manifest["arrays"].items()}
-        return LeRobotIndex(arrays, manifest["strings"], frozenset(manifest["columns"]))
-    except (OSError, ValueError, KeyError):
+        damaged = tuple((int(number), str(text)) for number, text in manifest["damaged"])
+        return LeRobotIndex(place.name, arrays, manifest["strings"], frozenset(manifest["columns"]), damaged)
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
         return None
 
 
@@ -181,12 +234,17 @@ def _remove_stale(place: Path, name: str) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
+def _state(file: Path) -> tuple[int, int]:
+    """Size and time of a file; a missing one has neither."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return -1, -1
+    return stat.st_size, stat.st_mtime_ns
+
+
 def _digest(folder: LeRobotFolder) -> str:
-    stats = [file.stat() for file in folder.data_files]
-    files: Sequence[tuple[str, int, int]] = [
-        (str(file.relative_to(folder.path)), stat.st_size, stat.st_mtime_ns)
-        for file, stat in zip(folder.data_files, stats, strict=True)
-    ]
+    files = [(str(file.relative_to(folder.path)), *_state(file)) for file in folder.data_files]
     schema = sorted((name, str(leaf)) for name, leaf in folder.leaves.items())
     text = repr((FORMAT, files, schema, folder.lengths.tolist(), folder.data_file.tolist()))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

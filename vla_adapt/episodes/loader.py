@@ -10,12 +10,19 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vla_adapt.episodes.batch_parcel import Parcel, pack, unpack
+from vla_adapt.episodes.frame_blocks import BlockPool, frames_into
 from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.windows import Window
 
 Collate = Callable[[list[Window]], Any]
+
+# Address space for a frame and what is made of it; only what is filled takes memory.
+BYTES_PER_FRAME = 4 << 20
+# Batches the consumer may hold, beside those read ahead, before new ones need memory of their own.
+HELD_BATCHES = 3
 
 
 class StepBatches(Dataset[Any]):
@@ -28,15 +35,39 @@ class StepBatches(Dataset[Any]):
             raise ValueError(f"rank {rank} of {world} processes: wanted 0..{world - 1}")
         self.mixture, self.global_batch, self._collate = mixture, global_batch, collate
         self._share, self._rank = global_batch // world, rank
+        self._pool: BlockPool | None = None
 
     def numbers(self, step: int) -> range:
         """Sample numbers of this rank at a global step."""
         first = step * self.global_batch + self._rank * self._share
         return range(first, first + self._share)
 
+    def set_up_blocks(self, workers: int, ahead: int) -> BlockPool | None:
+        """Make a new pool of blocks for batches, `ahead` of them per worker; None: no room for it."""
+        frames = len(self.mixture.cameras) + len(self.mixture.optional_cameras)
+        size = self._share * frames * self.mixture.history * BYTES_PER_FRAME
+        try:
+            self._pool = BlockPool(max(workers, 1), ahead, size)
+        except OSError:
+            self._pool = None
+        return self._pool
+
     def __getitem__(self, step: int) -> Any:
-        windows = [self.mixture.window(n) for n in self.numbers(step)]
-        return windows if self._collate is None else self._collate(windows)
+        worker, pool = get_worker_info(), self._pool
+        block = pool.take(worker.id if worker else 0) if pool else None
+        for soon in (step, step + (worker.num_workers if worker else 1)):
+            self.mixture.prefetch(self.numbers(soon))
+        with frames_into(block):
+            windows = self.mixture.windows(self.numbers(step))
+        batch = windows if self._collate is None else self._collate(windows)
+        if worker is None or pool is None or block is None:
+            return batch
+        parcel = pack(batch, block)
+        pool.give(block.number)
+        return parcel
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_pool": None}
 
 
 class _Steps:
@@ -67,9 +98,24 @@ class MixtureLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._given = self._steps.start
-        for item in super().__iter__():
+        pool = self._set_up_blocks()
+
+        def opened(item: Any) -> Any:
             self._given += 1
-            yield item
+            if not isinstance(item, Parcel):
+                return item
+            assert pool is not None, "a worker packed a batch without a pool"
+            return unpack(item, pool.receive(item.block))
+
+        # Not a loop: its variable would hold the last batch, and its memory, while the next one is made.
+        yield from map(opened, super().__iter__())
+
+    def _set_up_blocks(self) -> BlockPool | None:
+        """Blocks for one pass. A pass that is given up leaves some taken, so workers that stay need others'
+        transport, as do batches that DataLoader pins before they are unpacked."""
+        if self.num_workers and (self.persistent_workers or self.pin_memory):
+            return None
+        return self._batches.set_up_blocks(self.num_workers, (self.prefetch_factor or 0) + HELD_BATCHES)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of the first sample not yet given out by the latest `iter()`, and of which mixture."""

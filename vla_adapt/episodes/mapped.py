@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,8 +19,8 @@ from vla_adapt.episodes.feature_spec import Kind
 from vla_adapt.episodes.image_quirks import undo_quirks
 from vla_adapt.episodes.kept_episodes import KeptEpisodes, LeavesOut, recorded_numbers
 from vla_adapt.episodes.native_vector import NativeVector, Numbers
-from vla_adapt.episodes.source import Episode
-from vla_adapt.episodes.stored import StoredEpisodes
+from vla_adapt.episodes.source import Episode, Observations, PendingImage
+from vla_adapt.episodes.stored import StoredEpisodes, fetcher, find_prefetcher
 from vla_adapt.episodes.transforms import Motion, find_transforms
 
 
@@ -32,10 +33,12 @@ class MappedDataset:
         embodiment: the robot.
         check: look for non-finite actions and states now rather than when they are met.
         on_error: what to do about episodes that have any: refuse the dataset, or leave them out, say so in
-            one warning and list them in `skipped`.
+            one warning and list them in `skipped`. With "skip" and `check` an image that cannot be read does
+            not end a run: the nearest earlier (else later) one of its episode stands in, told by a warning
+            and listed once (in the process that met it).
 
     Attributes:
-        skipped: what was left out, by the store or for NaN: where and why.
+        skipped: what was left out, by the store or for NaN, or stood in for: where and why.
 
     Raises:
         ValueError: a field the entry names is missing (lists what exists) or of the wrong kind or width; NaN.
@@ -51,8 +54,10 @@ class MappedDataset:
     ):
         self.name, self.split, self.path = store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
+        self._stands_in = check and on_error == "skip"
         self.store = store
-        check_entry(store, entry, embodiment)
+        self._recorded = recorded_numbers(store)
+        check_entry(store, entry)
         widths = number_widths(store, entry)
         self._action = NativeVector(embodiment, "action", entry.action, widths, self.name)
         self._state = NativeVector(embodiment, "proprio", entry.state, widths, self.name)
@@ -67,11 +72,14 @@ class MappedDataset:
         elif check:
             self.check_finite()
         self.skipped = list(self.store.skipped) if isinstance(self.store, LeavesOut) else []
+        self._fetch_stored = fetcher(self.store)
+        self._lengths = np.maximum(self.store.lengths - self._dropped, 0)
+        self._lengths.setflags(write=False)
 
     @property
     def lengths(self) -> Int64[np.ndarray, " E"]:
         """Steps of each episode, after the entry's transforms."""
-        return np.maximum(self.store.lengths - self._dropped, 0)
+        return self._lengths
 
     def __len__(self) -> int:
         return len(self.store.lengths)
@@ -82,28 +90,33 @@ class MappedDataset:
         index %= len(self)
         motion = self.motion(index)
         return Episode(
-            episode_id=self.episode_id(index),
-            instruction=self.instruction(index),
             action=motion.action,
             state=motion.state,
-            cameras=tuple(self.entry.cameras),
-            extra_keys=tuple(self.entry.extra),
-            read_image=partial(self._image, index),
-            read_extra=partial(self._extra, index),
-            read_metadata=partial(self.store.metadata, index),
             action_omits=self._action.omits,
             state_omits=self._state.omits,
-            depth_cameras=tuple(self.entry.depth),
-            read_depth=partial(self._depth, index),
+            **self._shown(index),
         )
+
+    def observations(self, index: int) -> Observations:
+        """Episode `index` (0 or above) without its motion: no number of it is read or converted."""
+        return Observations(length=int(self._lengths[index]), **self._shown(index))
 
     def __iter__(self) -> Iterator[Episode]:
         return (self[i] for i in range(len(self)))
 
+    def prefetcher(self) -> Callable[[int, int, str], None] | None:
+        """A call (episode, step, camera) that fetches an image in the background; None: nothing is remote."""
+        inner = find_prefetcher(self.store)
+        return None if inner is None else partial(self._prefetch, inner)
+
+    def _prefetch(self, inner: Callable[[str, int, int], None], index: int, t: int, camera: str) -> None:
+        if camera in self.entry.cameras:
+            inner(self.entry.cameras[camera], index, self._drop_first + t)
+
     def episode_id(self, index: int) -> str:
         """A name for the episode that is stable across machines: "split/number" or the entry's own field."""
         if self.entry.episode_id is None:
-            return f"{self.split}/{recorded_numbers(self.store)[index]}"
+            return f"{self.split}/{self._recorded[index]}"
         return str(self.store.metadata(index)[self.entry.episode_id.removeprefix(METADATA)])
 
     def instruction(self, index: int) -> str:
@@ -157,6 +170,7 @@ class MappedDataset:
         texts = [reasons[episode] for episode in sorted(reasons)]
         warn_skipped(f"{self.name}/{self.split}", texts, len(texts), len(kept))
         self.store = KeptEpisodes(self.store, kept, texts)
+        self._recorded = recorded_numbers(self.store)
 
     def _non_finite(self) -> Iterator[tuple[int, str]]:
         """(episode, what and where) of every field with NaN or infinity, episode by episode."""
@@ -201,17 +215,63 @@ class MappedDataset:
 
         return numbers
 
+    def _shown(self, index: int) -> dict[str, Any]:
+        return {
+            "episode_id": self.episode_id(index),
+            "instruction": self.instruction(index),
+            "cameras": tuple(self.entry.cameras),
+            "extra_keys": tuple(self.entry.extra),
+            "read_image": partial(self._image, index),
+            "read_extra": partial(self._extra, index),
+            "read_metadata": partial(self.store.metadata, index),
+            "depth_cameras": tuple(self.entry.depth),
+            "read_depth": partial(self._depth, index),
+            "fetch_image": partial(self._fetch, index),
+        }
+
     def _extra(self, index: int, key: str) -> np.ndarray:
-        length = int(self.lengths[index])
+        length = int(self._lengths[index])
         return self.store.numbers(self.entry.extra[key], index)[self._drop_first : self._drop_first + length]
 
     def _image(self, index: int, t: int, camera: str) -> np.ndarray:
+        return self._fetch(index, t, camera)()
+
+    def _fetch(self, index: int, t: int, camera: str) -> PendingImage:
+        field, step = self.entry.cameras[camera], self._drop_first + t
         try:
-            image = self.store.image(self.entry.cameras[camera], index, self._drop_first + t)
+            pending = self._fetch_stored(field, index, step)
         except ValueError as error:
-            where = f"{self.name}: episode {self.episode_id(index)} step {t} camera '{camera}'"
-            raise ValueError(f"{where}: {error}") from None
+            image = self._instead(error, index, t, camera)
+            return partial(undo_quirks, image, self.entry.image_quirks.get(camera, ()))
+        return partial(self._decode, pending, index, t, camera)
+
+    def _decode(self, pending: PendingImage, index: int, t: int, camera: str) -> np.ndarray:
+        try:
+            image = pending()
+        except ValueError as error:
+            image = self._instead(error, index, t, camera)
         return undo_quirks(image, self.entry.image_quirks.get(camera, ()))
+
+    def _instead(self, error: ValueError, index: int, t: int, camera: str) -> np.ndarray:
+        """What stands in for an image that cannot be read: the one nearest before step t, else after it.
+
+        Told once. Raises ValueError, with the place, unless damage is skipped and there is one.
+        """
+        reason = f"{self.name}: episode {self.episode_id(index)} step {t} camera '{camera}': {error}"
+        if not self._stands_in:
+            raise ValueError(reason) from None
+        field = self.entry.cameras[camera]
+        for step in (*range(t - 1, -1, -1), *range(t + 1, int(self.lengths[index]))):
+            try:
+                image = self.store.image(field, index, self._drop_first + step)
+            except ValueError:
+                continue
+            text = f"{reason}; the image of step {step} stands in"
+            if text not in self.skipped:
+                self.skipped.append(text)
+                warnings.warn(text, stacklevel=6)
+            return image
+        raise ValueError(f"{reason}; no other image of the episode can be read")
 
     def _depth(self, index: int, t: int, camera: str) -> Float[np.ndarray, "h w"]:
         depth, step = self.entry.depth[camera], self._drop_first + t

@@ -6,23 +6,27 @@ in every epoch of that dataset (`draw_order`), so each dataset is drawn without 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.draw_order import DrawOrder
 from vla_adapt.episodes.interleave import Interleave
-from vla_adapt.episodes.source import Episode, EpisodeDataset
-from vla_adapt.episodes.windows import UnifiedMotion, Window, absent_cameras, unify_motion, window
+from vla_adapt.episodes.motion_store import MotionStore
+from vla_adapt.episodes.source import EpisodeDataset, Observations
+from vla_adapt.episodes.stored import find_prefetcher
+from vla_adapt.episodes.windows import UnifiedMotion, Window, absent_cameras, begin_window, unify_motion
 from vla_adapt.suggest import did_you_mean
 from vla_adapt.types import Layout
 
-# Converted episodes kept per process, counted in steps: about 0.4 kB each, so at most about 100 MB.
-KEPT_STEPS = 250_000
+# Episodes at hand in a process, in bytes: their motion, and about this much for all else of one.
+KEPT_BYTES, EPISODE_BYTES = 8 << 20, 2048
 
 
 class Sample(NamedTuple):
@@ -74,8 +78,8 @@ class Mixture:
         if history < 1:
             raise ValueError(f"history {history}: wanted at least 1 step of observation per window")
         self.optional_cameras, self.history = tuple(optional_cameras), history
-        self._kept: OrderedDict[tuple[int, int], tuple[Episode, UnifiedMotion]] = OrderedDict()
-        self._kept_steps = 0
+        self._kept: OrderedDict[tuple[int, int], tuple[Observations, UnifiedMotion]] = OrderedDict()
+        self._kept_bytes = 0
         self._interleave = Interleave([weight for _, weight in parts], seed)
         self._weights = list(episode_weights or [None] * len(self.datasets))
         self._orders = [
@@ -93,6 +97,10 @@ class Mixture:
             ActionUnifier(robot, layout, kind="proprio") if proprio and robot.proprio else None
             for robot in robots
         ]
+        self._motions = MotionStore(
+            [dataset.lengths for dataset in self.datasets],
+            list(zip(self.action_unifiers, self.proprio_unifiers, strict=True)),
+        )
 
     @property
     def robots(self) -> list[str]:
@@ -123,10 +131,31 @@ class Mixture:
         return Sample(dataset, *self._orders[dataset].at(occurrence))
 
     def window(self, n: int) -> Window:
-        """The window of sample number `n`; `ids` also holds "sample": n."""
-        number, index, step = self.sample(n)
+        """The window of sample number `n`; `ids` also holds "sample": n, and `drawn` is `sample(n)`."""
+        return self._begin(n)()
+
+    def windows(self, numbers: Iterable[int]) -> list[Window]:
+        """The windows of several samples: all are read, then all are decoded."""
+        return [finish() for finish in [self._begin(n) for n in numbers]]
+
+    def prefetch(self, numbers: Iterable[int]) -> None:
+        """Say which samples come next: images of them that are remote are fetched in the background."""
+        fetch = [find_prefetcher(dataset) for dataset in self.datasets]
+        if not any(fetch):
+            return
+        for number, index, step in map(self.sample, numbers):
+            ask = fetch[number]
+            if ask is None:
+                continue
+            for seen in range(max(0, step - self.history + 1), step + 1):
+                for camera in (*self.cameras, *self.optional_cameras):
+                    ask(index, seen, camera)
+
+    def _begin(self, n: int) -> Callable[[], Window]:
+        drawn = self.sample(n)
+        number, index, step = drawn
         episode, motion = self._episode(number, index)
-        cut = window(
+        finish = begin_window(
             episode,
             step,
             self.horizon,
@@ -138,8 +167,19 @@ class Mixture:
             self.optional_cameras,
             self.history,
         )
-        cut["ids"]["sample"] = n
-        return cut
+
+        def numbered() -> Window:
+            cut = finish()
+            cut["ids"]["sample"], cut["drawn"] = n, drawn
+            return cut
+
+        return numbered
+
+    def without_images(self) -> Mixture:
+        """The same samples, their windows without images: nothing is decoded."""
+        blind = copy.copy(self)
+        blind.cameras = blind.optional_cameras = ()
+        return blind
 
     def _check_cameras(self) -> None:
         """By the first episode of every dataset, so that a run does not stop in its middle."""
@@ -152,24 +192,33 @@ class Mixture:
                 near = did_you_mean(camera, there)
                 raise ValueError(f"no dataset has the optional camera '{camera}'; {near}")
 
-    def _episode(self, number: int, index: int) -> tuple[Episode, UnifiedMotion]:
+    def _episode(self, number: int, index: int) -> tuple[Observations, UnifiedMotion]:
         """An episode with its unified motion, kept while there is room (least recently used goes first)."""
         found = self._kept.get((number, index))
         if found is not None:
             self._kept.move_to_end((number, index))
             return found
+        motion = self._motions.get(number, index)
+        if motion is None:
+            episode, motion = self._convert(number, index)
+        else:
+            episode = episode_facts.observations(self.datasets[number], index)
+        self._kept[number, index] = episode, motion
+        self._kept_bytes += EPISODE_BYTES + motion.nbytes
+        while self._kept_bytes > KEPT_BYTES and len(self._kept) > 1:
+            _, (_, oldest) = self._kept.popitem(last=False)
+            self._kept_bytes -= EPISODE_BYTES + oldest.nbytes
+        return episode, motion
+
+    def _convert(self, number: int, index: int) -> tuple[Observations, UnifiedMotion]:
         dataset = self.datasets[number]
         episode = dataset[index]
         try:
             motion = unify_motion(episode, self.action_unifiers[number], self.proprio_unifiers[number])
         except ValueError as error:
             raise ValueError(f"{dataset.name}: episode {episode.episode_id}: {error}") from None
-        self._kept[number, index] = episode, motion
-        self._kept_steps += len(episode)
-        while self._kept_steps > KEPT_STEPS and len(self._kept) > 1:
-            _, (oldest, _) = self._kept.popitem(last=False)
-            self._kept_steps -= len(oldest)
+        self._motions.put(number, index, motion)
         return episode, motion
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_kept": OrderedDict(), "_kept_steps": 0}
+        return {**self.__dict__, "_kept": OrderedDict(), "_kept_bytes": 0}

@@ -31,7 +31,7 @@ class SourceOptions(BaseModel):
             name (`held_out.is_held_out`).
         episodes: only the first so many.
         filter: which episodes count.
-        on_error: damaged episodes: "error", or "skip" and say so.
+        on_error: damaged episodes: "error", or "skip" and say so; images: see `mapped.MappedDataset`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

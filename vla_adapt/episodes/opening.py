@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,11 +49,14 @@ def open_dataset(
         verify_crc: check record CRCs when the index is built (RLDS).
         check: refuse NaN in actions and states at once.
         on_error: "error": refuse damaged data; "skip": leave damaged episodes out, say so in one warning and
-            list them in `.skipped`: broken records (RLDS), files and episodes (HDF5) and, with `check`, NaN.
-            Images that do not decode raise when read, either way.
-        verify_images: check a CRC of every image when it is read (RLDS).
+            list them in `.skipped`: broken records (RLDS), files (LeRobot), files and episodes (HDF5) and,
+            with `check`, NaN; an image that cannot be read is then replaced by its neighbor in time, see
+            `MappedDataset`.
+        verify_images: check a CRC of every image when it is read (RLDS, and LeRobot's images but not videos,
+            which reads them all once to note their CRCs). A warning says where it has no effect.
         image_scale: decode JPEGs at the smallest DCT scale that leaves both sides at least this many pixels:
-            faster, but not TensorFlow's pixels, so never for evaluation (RLDS). None: full size.
+            faster, but not TensorFlow's pixels, so never for evaluation. None: full size. A warning says
+            where it has no effect: videos, raw pixels.
 
     Raises:
         ValueError: anything missing, damaged or of the wrong shape; one line that names it.
@@ -65,12 +69,14 @@ def open_dataset(
         if found is None:
             raise _no_entry(str(local), local.stem, Hdf5Store.names(local))
         found = Hdf5Store.with_episode_names(found[0]), found[1]
-        store: StoredEpisodes = Hdf5Store(local, split, found[0].stored_fields, cache_dir, on_error)
+        fields = found[0].stored_fields
+        store: StoredEpisodes = Hdf5Store(local, split, fields, cache_dir, on_error, image_scale)
+        _warn_idle(store, found[0], verify_images, image_scale)
     elif local is not None and is_lerobot(local):
         found = _own_entry(local, "", given)
         if found is None and embodiment is None:
             raise ValueError(f"{local}: LeRobot dataset without {SIDECAR}; {LEROBOT_REMEDY}")
-        store = open_lerobot(local, split, cache_dir)
+        store = open_lerobot(local, split, cache_dir, on_error, verify_images, image_scale)
         if found is None:
             robot = embodiment.name if isinstance(embodiment, Embodiment) else str(embodiment)
             found = conventional_entry(store, robot), None
@@ -82,6 +88,20 @@ def open_dataset(
         store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
     own_entry, recorded = found
     return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
+
+
+def _warn_idle(store: Hdf5Store, entry: DatasetEntry, verify_images: bool, image_scale: int | None) -> None:
+    """Say which options have no effect on an HDF5 dataset."""
+    if verify_images:
+        warnings.warn(
+            f"{store.path}: verify_images has no effect on HDF5, whose checksums (fletcher32) are its own",
+            stacklevel=3,
+        )
+    cameras = {field: store.fields.get(field) for field in entry.cameras.values()}
+    raw = [field for field, leaf in cameras.items() if leaf is not None and not leaf.encoding]
+    if image_scale is not None and raw:
+        told = f"image_scale has no effect on raw pixels ({', '.join(raw)})"
+        warnings.warn(f"{store.path}: {told}", stacklevel=3)
 
 
 def _own_entry(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,22 @@ class RldsStore:
         Raises:
             ValueError: the file changed or the image is damaged; names file and byte.
         """
+        return self.fetch_image(field, episode, step)()
+
+    def fetch_image(self, field: str, episode: int, step: int) -> Callable[[], np.ndarray]:
+        """Read one image; the returned call decodes it. Raises as `image`, each half what it can find."""
         path, leaf = self._one_image(field)
         data, where = self._encoded(path, self._row(episode, step), episode)
-        return self._decode(data, leaf, where)
+        return partial(self._decode, data, leaf, where)
+
+    def prefetcher(self) -> Callable[[str, int, int], None] | None:
+        """A call (field, episode, step) that fetches an image in the background; None: nothing is remote."""
+        return self._prefetch if self._reader.is_remote else None
+
+    def _prefetch(self, field: str, episode: int, step: int) -> None:
+        arrays, (path, _), row = self._index.arrays, self._one_image(field), self._row(episode, step)
+        offset, size = int(arrays[f"{path}:offset"][row]), int(arrays[f"{path}:size"][row])
+        self._reader.prefetch(int(arrays["shard"][episode]), offset, size)
 
     def images(self, field: str, episode: int, step: int) -> list[Any]:
         """All images of one step of a field that holds a sequence of them (nested lists: of sequences)."""
@@ -151,6 +164,8 @@ class RldsStore:
         if ids is None:
             return list(self._values(path, leaf, episode))
         numbers = ids[self._rows(episode)]
+        if len(numbers) and (numbers == numbers[0]).all():
+            return [self._index.text(path, int(numbers[0]))] * len(numbers)
         table = {number: self._index.text(path, int(number)) for number in np.unique(numbers)}
         return [table[number] for number in numbers]
 

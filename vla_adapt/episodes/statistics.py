@@ -38,7 +38,7 @@ def robot_statistics(
 ) -> dict[str, RobotStatistics]:
     """Statistics by robot name, every step of all its datasets counted once.
 
-    A slot's numbers are those of the steps whose dataset records it.
+    A slot's numbers are those of the steps whose dataset records it; one that none records is masked.
 
     Args:
         datasets: of any robots; the same embodiment text for the same name.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import vla_adapt
 from vla_adapt.episodes.cache_folder import cache_places, first_writable, publish
 from vla_adapt.episodes.mapped import MappedDataset
 from vla_adapt.episodes.motion_summary import PIECE_STEPS, MotionSummary
@@ -28,13 +29,12 @@ class SummaryCache:
     """The cached summary of one dataset in one layout; of a dataset that is not on a local disk, nothing."""
 
     def __init__(self, dataset: EpisodeDataset, layout: Layout):
-        stored = _stored(dataset)
         self._places: list[Path] = []
-        if stored is None or not _is_local(stored.path):
+        folder = dataset_folder(dataset)
+        if folder is None:
             return
-        key = [_identity(dataset), layout, PIECE_STEPS, _files(stored.path), _code()]
+        key = (dataset_fingerprint(dataset), layout, PIECE_STEPS)
         self._name = PREFIX + hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-        folder = stored.path if stored.path.is_dir() else stored.path.parent
         self._places = cache_places(folder, None, kind="statistics")
 
     @property
@@ -63,6 +63,21 @@ class SummaryCache:
         kept = sorted(place.glob(f"{PREFIX}*"), key=_last_used)
         for old in kept[:-MAX_KEPT]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def dataset_folder(dataset: EpisodeDataset) -> Path | None:
+    """The folder that what is derived from a dataset lies beside or in; None: it is not on a local disk."""
+    stored = _stored(dataset)
+    if stored is None or not _is_local(stored.path):
+        return None
+    return stored.path if stored.path.is_dir() else stored.path.parent
+
+
+def dataset_fingerprint(dataset: EpisodeDataset) -> str:
+    """Digest of all that the windows of a dataset on a local disk depend on: files, entry, robot, code."""
+    stored = _stored(dataset)
+    assert stored is not None, f"{dataset.name} is not on a local disk"
+    return hashlib.sha256(repr((_identity(dataset), _files(stored.path), _code())).encode()).hexdigest()
 
 
 def _stored(dataset: EpisodeDataset) -> MappedDataset | None:
@@ -107,8 +122,8 @@ def _files(path: Path) -> str:
 @functools.cache
 def _code() -> str:
     """Digest of the code that turns files into unified motion: a changed transform must not go unseen."""
-    package = Path(__file__).resolve().parents[1]
-    sources = [*package.glob("episodes/*.py"), *package.glob("actions/*.py"), package / "embodiment.py"]
+    package = Path(vla_adapt.__file__).resolve().parent
+    sources = [*package.glob("episodes/**/*.py"), *package.glob("actions/*.py"), package / "embodiment.py"]
     digest = hashlib.sha256()
     for source in sorted(sources):
         digest.update(source.read_bytes())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,3 +64,23 @@ class StoredEpisodes(Protocol):
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """Facts about the whole episode."""
         ...
+
+
+@runtime_checkable
+class FetchesImages(Protocol):
+    """A store that reads an image's stored bytes first and decodes them when the returned call is made."""
+
+    def fetch_image(self, field: str, episode: int, step: int) -> Callable[[], np.ndarray]: ...
+
+
+def fetcher(store: StoredEpisodes) -> Callable[[str, int, int], Callable[[], np.ndarray]]:
+    """`fetch_image` of a store; one that has none reads an image when it decodes it."""
+    if isinstance(store, FetchesImages):
+        return store.fetch_image
+    return lambda field, episode, step: partial(store.image, field, episode, step)
+
+
+def find_prefetcher(data: Any) -> Callable[..., None] | None:
+    """What fetches an image of a store or dataset in the background; None: it has nothing remote."""
+    make = getattr(data, "prefetcher", None)
+    return None if make is None else make()

@@ -83,6 +83,14 @@ class VectorSummary:
         """Vectors seen."""
         return sum(part.moments.count for part in self._parts.values())
 
+    @property
+    def recorded(self) -> Bool[np.ndarray, 32]:
+        """Slots that some vector seen has."""
+        mask = np.zeros(NUM_SLOTS, bool)
+        for slots in self._parts:
+            mask[list(slots)] = True
+        return mask
+
     def add(self, values: Float[np.ndarray, "N 32"], mask: Bool[np.ndarray, 32]) -> None:
         """Take vectors in; masked slots are not read."""
         slots = np.flatnonzero(mask)
@@ -98,7 +106,7 @@ class VectorSummary:
             self._take(slots, part)
 
     def statistics(self, mask: Bool[np.ndarray, 32]) -> Statistics:
-        """Statistics with the robot's `mask`; 0 in slots that no dataset recorded.
+        """Statistics over those slots of the robot's `mask` that are `recorded`; the others are masked and 0.
 
         Exactly what `Statistics.from_samples` gives as long as all vectors are still there.
         """
@@ -106,7 +114,7 @@ class VectorSummary:
         for slots, part in self._by_slots():
             for name, values in _columns(part).items():
                 filled[name][slots] = values
-        return Statistics(**filled, mask=mask, count=self.count)
+        return Statistics(**filled, mask=mask & self.recorded, count=self.count)
 
     def rank_error(self) -> int:
         """Largest number of steps by which the rank of a quantile may be off."""

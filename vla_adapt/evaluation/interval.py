@@ -1,6 +1,12 @@
-"""Confidence intervals for success rates."""
+"""Confidence intervals: of success rates, and of means over a few runs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, sqrt
+
+import numpy as np
+from scipy.stats import t as student
 
 from vla_adapt.invariance.episode_interval import Z_95, score_interval
 
@@ -31,3 +37,19 @@ def rate_text(successes: int, trials: int) -> str:
     low, high = wilson(successes, trials)
     rate = 100 * successes / trials if trials else float("nan")
     return f"{successes}/{trials} = {rate:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of independent runs (seeds); unbounded for fewer than two.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not len(values):
+        raise ValueError("got no values, wanted those of one run at least")
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return -inf, inf
+    spread = float(np.std(values, ddof=1)) / sqrt(len(values))
+    reach = float(student.ppf((1 + confidence) / 2, len(values) - 1)) * spread
+    return mean - reach, mean + reach

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from vla_adapt.suggest import did_you_mean
 
 # (sample numbers, the camera, their images [B, 3, size, size] in [0, 1]) -> changed images
 Augment = Callable[[Sequence[int], str, torch.Tensor], torch.Tensor]
+# (dataset, episode, step) numbers of samples -> what a frozen backbone saw in them [B, N, D]
+Summaries = Callable[[Sequence[tuple[int, int, int]]], torch.Tensor]
 
 
 @dataclass
@@ -26,16 +29,21 @@ class PolicyBatch:
     """What heads read. Actions and proprio are normalized to [-1, 1]; masked entries are zero.
 
     `slot_mask` says which slots the row's robot has; `action_mask` also leaves out steps past the episode.
+    Rows of one robot are neighbors. With several cameras their six channels follow each other in
+    `pixel_values`, and `camera_mask` says which images are really there (None: all of them). A batch with a
+    `summary` (what a frozen backbone saw, see `policy.summary_head`) holds neither pixels nor text.
     """
 
     input_ids: Int[torch.Tensor, "B T"]
     attention_mask: Bool[torch.Tensor, "B T"]
-    pixel_values: Float[torch.Tensor, "B 6 h w"]
+    pixel_values: Float[torch.Tensor, "B channels h w"]
     proprio: Float[torch.Tensor, "B 32"]
     proprio_mask: Bool[torch.Tensor, "B 32"]
     slot_mask: Bool[torch.Tensor, "B 32"]
     action: Float[torch.Tensor, "B H 32"] | None = None
     action_mask: Bool[torch.Tensor, "B H 32"] | None = None
+    camera_mask: Bool[torch.Tensor, "B C"] | None = None
+    summary: Float[torch.Tensor, "B N D"] | None = None
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     robots: list[str] = field(default_factory=list)
 
@@ -56,6 +64,26 @@ class PolicyBatch:
         """The same batch in page-locked memory (`DataLoader(pin_memory=True)` calls this)."""
         return self._map(lambda tensor: tensor.pin_memory(), self.robots)
 
+    def segments(self) -> list[tuple[str, slice]]:
+        """Each robot's rows, in order.
+
+        Raises:
+            ValueError: rows of one robot are not neighbors.
+        """
+        found: list[tuple[str, slice]] = []
+        start = 0
+        for robot, group in groupby(self.robots):
+            stop = start + len(list(group))
+            found.append((robot, slice(start, stop)))
+            start = stop
+        if len({robot for robot, _ in found}) < len(found):
+            raise ValueError(f"rows of one robot must be neighbors in a batch, got {', '.join(self.robots)}")
+        return found
+
+    def rows(self, part: slice) -> PolicyBatch:
+        """Some neighboring rows, as views; text is not trimmed."""
+        return self._map(lambda tensor: tensor[part], self.robots[part])
+
     def select(self, rows: Sequence[int] | torch.Tensor) -> PolicyBatch:
         """Some rows, in the given order (indices, or a bool mask); text is not trimmed."""
         index = torch.as_tensor(rows, device=self.input_ids.device)
@@ -72,9 +100,13 @@ class BatchBuilder:
         normalizers: robot -> (action normalizer, proprio normalizer or None when there is no proprio).
         blind: zero all pixel values, the control that shows whether vision is used.
         image_key: which camera the policy sees.
+        more_cameras: others that it sees too, where there are images of them.
         view: done to every image, e.g. `randomization.visual.CenterCrop`.
         augment: done in its place to the images of windows, by their sample numbers, e.g.
             `randomization.visual.Augmentation`; for training only.
+
+    Attributes:
+        summaries: where set, read for windows in place of images and text.
     """
 
     def __init__(
@@ -86,6 +118,7 @@ class BatchBuilder:
         image_key: str = "primary",
         view: PixelChange | None = None,
         augment: Augment | None = None,
+        more_cameras: Sequence[str] = (),
     ):
         self.preprocessor = preprocessor
         self.tokenizer = tokenizer
@@ -94,6 +127,8 @@ class BatchBuilder:
         self.image_key = image_key
         self.view = view
         self.augment = augment
+        self.more_cameras = tuple(more_cameras)
+        self.summaries: Summaries | None = None
 
     @classmethod
     def from_pretrained(
@@ -104,43 +139,37 @@ class BatchBuilder:
         image_key: str = "primary",
         view: PixelChange | None = None,
         augment: Augment | None = None,
+        more_cameras: Sequence[str] = (),
     ) -> BatchBuilder:
         """Take image and text processing from a base checkpoint folder."""
         preprocessor = ImagePreprocessor.from_pretrained(directory)
         tokenizer = PromptTokenizer.from_pretrained(directory)
-        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment)
+        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment, more_cameras)
 
     def windows(self, windows: Sequence[Mapping[str, Any]]) -> PolicyBatch:
         """Windows in unified SI units (see `episodes.windows.window`) to a training batch.
 
-        `extra` holds what all windows have, as float32 for floating numbers. Of several cameras only
-        `image_key` is read; no policy reads history yet.
+        `extra` holds what all windows have, as float32 for floating numbers. No policy reads history yet.
 
         Raises:
             ValueError: the camera is missing or masked, windows with history, a robot without statistics.
         """
-        change = self.view
-        if self.augment is not None:
-            samples = [window["ids"]["sample"] for window in windows]
-            change = partial(self.augment, samples, self.image_key)
-        batch = self._observations(
-            [self._seen(window) for window in windows],
-            [window["instruction"] for window in windows],
+        batch = self._states(
             [window["robot"] for window in windows],
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
-            change,
         )
-        values, masks = [], []
-        for window in windows:
-            mask = np.asarray(window["action_mask"], dtype=bool)
-            normalizer = self._normalizer(window["robot"])[0]
-            mask = mask & np.asarray(normalizer.mask, dtype=bool)
-            action = normalizer.normalize(np.where(mask, window["action"], 0.0))
-            values.append(np.where(mask, action, 0.0))
-            masks.append(mask)
-        batch.action = torch.from_numpy(np.stack(values).astype(np.float32))
-        batch.action_mask = torch.from_numpy(np.stack(masks))
+        if self.summaries is not None:
+            batch.summary = self.summaries([window["drawn"] for window in windows])
+        else:
+            samples = [] if self.augment is None else [window["ids"]["sample"] for window in windows]
+            texts = [window["instruction"] for window in windows]
+            self._show(batch, [self._seen(window) for window in windows], texts, samples)
+        values = np.stack([window["action"] for window in windows])
+        masks = np.stack([window["action_mask"] for window in windows])
+        for robot, rows in _rows_by_robot(batch.robots):
+            values[rows], masks[rows] = _normalized(self._normalizer(robot)[0], values[rows], masks[rows])
+        batch.action, batch.action_mask = torch.from_numpy(values), torch.from_numpy(masks)
         batch.extra = _collate_extra([window.get("extra") or {} for window in windows])
         return batch
 
@@ -165,14 +194,14 @@ class BatchBuilder:
                 got = ", ".join(sorted(observation)) or "nothing"
                 raise ValueError(f"observation lacks {missing[0]!r}; wanted images and prompt, got {got}")
         none = [None] * len(observations)
-        return self._observations(
-            [observation["images"] for observation in observations],
-            [observation["prompt"] for observation in observations],
+        batch = self._states(
             list(robots),
             none if proprio is None else list(proprio),
             none if proprio_mask is None else list(proprio_mask),
-            self.view,
         )
+        images = [observation["images"] for observation in observations]
+        self._show(batch, images, [observation["prompt"] for observation in observations])
+        return batch
 
     def observation(
         self,
@@ -191,43 +220,71 @@ class BatchBuilder:
             raise ValueError(f"no statistics for robot {robot!r}; {did_you_mean(robot, self.normalizers)}")
         return self.normalizers[robot]
 
-    def _observations(
+    def _show(
         self,
+        batch: PolicyBatch,
         images: list[Mapping[str, np.ndarray]],
         instructions: list[str],
+        samples: Sequence[int] = (),
+    ) -> None:
+        """Give a batch its images and texts; `samples`: numbers of the rows, to augment them."""
+        batch.pixel_values, batch.camera_mask = self._pixels(images, samples)
+        batch.input_ids, batch.attention_mask = self.tokenizer(instructions)
+
+    def _states(
+        self,
         robots: list[str],
         proprio: Sequence[np.ndarray | None],
         proprio_mask: Sequence[np.ndarray | None],
-        change: PixelChange | None,
     ) -> PolicyBatch:
-        pixel_values = self.preprocessor([self._image(cameras) for cameras in images], change)
-        if self.blind:
-            pixel_values.zero_()
-        input_ids, attention_mask = self.tokenizer(instructions)
-        values = np.zeros((len(robots), 32), dtype=np.float32)
+        """A batch without images and text."""
+        values = np.zeros((len(robots), 32))
         masks = np.zeros((len(robots), 32), dtype=bool)
         slots = np.stack([np.asarray(self._normalizer(robot)[0].mask, dtype=bool) for robot in robots])
-        for row, robot in enumerate(robots):
-            normalizer, state, given = self._normalizer(robot)[1], proprio[row], proprio_mask[row]
-            if normalizer is None or state is None:
-                continue
-            masks[row] = np.asarray(normalizer.mask, dtype=bool)
-            if given is not None:
-                masks[row] &= np.asarray(given, dtype=bool)
-            clean = np.where(masks[row], state, 0.0)
-            values[row] = np.where(masks[row], normalizer.normalize(clean), 0.0)
+        for row, (state, given) in enumerate(zip(proprio, proprio_mask, strict=True)):
+            if state is not None:
+                values[row], masks[row] = state, True if given is None else given
+        for robot, rows in _rows_by_robot(robots):
+            normalizer = self._normalizer(robot)[1]
+            if normalizer is None:
+                values[rows], masks[rows] = 0.0, False
+            else:
+                values[rows], masks[rows] = _normalized(normalizer, values[rows], masks[rows])
         return PolicyBatch(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            proprio=torch.from_numpy(values),
+            input_ids=torch.zeros(len(robots), 0, dtype=torch.long),
+            attention_mask=torch.zeros(len(robots), 0, dtype=torch.bool),
+            pixel_values=torch.zeros(len(robots), 0, 0, 0),
+            proprio=torch.from_numpy(values.astype(np.float32)),
             proprio_mask=torch.from_numpy(masks),
             slot_mask=torch.from_numpy(slots),
             robots=robots,
         )
 
+    def _pixels(
+        self, images: list[Mapping[str, np.ndarray]], samples: Sequence[int]
+    ) -> tuple[Float[torch.Tensor, "B channels h w"], Bool[torch.Tensor, "B C"] | None]:
+        """Channels of all cameras, and which images are there (None: one camera)."""
+        planes = [
+            self.preprocessor([self._image(row) for row in images], self._change(self.image_key, samples))
+        ]
+        there = np.ones((len(images), 1 + len(self.more_cameras)), dtype=bool)
+        for place, camera in enumerate(self.more_cameras, start=1):
+            there[:, place] = [camera in row for row in images]
+            frames = [row.get(camera, np.zeros_like(row[self.image_key])) for row in images]
+            planes.append(self.preprocessor(frames, self._change(camera, samples)))
+        pixels = torch.cat(planes, dim=1) if self.more_cameras else planes[0]
+        if self.blind:
+            pixels.zero_()
+        return pixels, torch.from_numpy(there) if self.more_cameras else None
+
+    def _change(self, camera: str, samples: Sequence[int]) -> PixelChange | None:
+        """What is done to the images of a camera: training's augmentation, else the view."""
+        if self.augment is None or not samples:
+            return self.view
+        return partial(self.augment, samples, camera)
+
     def _seen(self, window: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-        """The images of a window; a masked one would train the policy on blackness."""
+        """The images of a window that are there; a masked one would train the policy on blackness."""
         if "history_mask" in window:
             frames = len(window["history_mask"])
             raise ValueError(
@@ -238,13 +295,30 @@ class BatchBuilder:
                 f"{_place(window)}: no image of camera {self.image_key!r}, which the policy reads; "
                 "do not make it an optional camera of the mixture"
             )
-        return window["images"]
+        there = window.get("image_mask", {})
+        return {camera: image for camera, image in window["images"].items() if there.get(camera, True)}
 
     def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.image_key not in cameras:
             present = ", ".join(sorted(cameras)) or "none"
             raise ValueError(f"observation lacks camera {self.image_key!r}; cameras there: {present}")
         return cameras[self.image_key]
+
+
+def _rows_by_robot(robots: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Each robot with its rows."""
+    return [
+        (robot, [row for row, each in enumerate(robots) if each == robot]) for robot in dict.fromkeys(robots)
+    ]
+
+
+def _normalized(
+    normalizer: Normalizer, values: Float[np.ndarray, "N *steps 32"], masks: Bool[np.ndarray, "N *steps 32"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values in [-1, 1], zero where they do not count, and which do: masked ones and other slots do not."""
+    masks = masks & np.asarray(normalizer.mask, dtype=bool)
+    values = normalizer.normalize(np.where(masks, values, 0.0))
+    return np.where(masks, values, 0.0), masks
 
 
 def _place(window: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from transformers import DynamicCache
 
 from vla_adapt.policy.sequence import attention_pattern, position_ids, right_padded, valid_positions
@@ -19,6 +19,7 @@ def greedy_decode(
     patches: Float[torch.Tensor, "B P D"],
     steps: int,
     allowed: slice | None = None,
+    patches_valid: Bool[torch.Tensor, "B P"] | None = None,
 ) -> tuple[Int[torch.Tensor, "B steps"], Float[torch.Tensor, "B steps V"]]:
     """The most likely next `steps` tokens after each prompt, and the logits they were chosen from.
 
@@ -29,10 +30,11 @@ def greedy_decode(
         patches: projected patches (and any other prefix tokens) that follow BOS.
         steps: tokens to decode for every row.
         allowed: restrict the choice to this range of ids; None chooses among all.
+        patches_valid: which of `patches` are attended to; None: all.
     """
     mask = right_padded(attention_mask)
-    valid = valid_positions(mask, patches.shape[1])
-    padded = not bool(mask.all())
+    valid = valid_positions(mask, patches.shape[1], patches_valid=patches_valid)
+    padded = not bool(mask.all()) or patches_valid is not None
     decoder, lm_head = model.language_model.model, model.language_model.lm_head
     cache = DynamicCache(config=decoder.config)
     hidden = decoder(

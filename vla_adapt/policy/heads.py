@@ -10,16 +10,34 @@ from safetensors.torch import load_file, save_file
 
 from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput
 from vla_adapt.policy.checkpoint import atomic_files
+from vla_adapt.policy.flow_head import FlowHead
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.parallel_head import ParallelHead
+from vla_adapt.policy.readout_head import ReadoutHead
 from vla_adapt.policy.token_head import TokenHead
 from vla_adapt.suggest import validate_model
 
-__all__ = ["ActionHead", "HeadConfig", "HeadOutput", "load_head", "make_head", "save_head"]
+__all__ = [
+    "ActionHead",
+    "HeadConfig",
+    "HeadOutput",
+    "head_class",
+    "load_head",
+    "make_head",
+    "save_head",
+    "with_condition",
+]
 
 HEAD_JSON = "head.json"
 HEAD_WEIGHTS = "head.safetensors"
-_KINDS: dict[str, type[ActionHead]] = {"parallel": ParallelHead, "tokens": TokenHead}
+_KINDS: dict[str, type[ActionHead]] = {
+    head.name: head for head in (TokenHead, ParallelHead, ReadoutHead, FlowHead)
+}
+
+
+def head_class(config: HeadConfig) -> type[ActionHead]:
+    """The class of a kind of head."""
+    return _KINDS[config.kind]
 
 
 def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> ActionHead:
@@ -35,6 +53,26 @@ def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> Ac
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _KINDS[config.kind](config, model.config.hidden_size)
+
+
+def with_condition(head: ActionHead, config: HeadConfig, model: OpenVLA) -> ActionHead:
+    """`head`'s weights in a head of `config`, which may differ in how the robot is told: that part is fresh.
+
+    Raises:
+        ValueError: it differs in something else.
+    """
+    if head.config == config:
+        return head
+    told = {"condition": config.condition, "condition_tokens": config.condition_tokens}
+    if head.config.model_copy(update=told) != config:
+        raise ValueError(
+            f"the base carries the head {head.config}, the recipe wants {config}; make them equal (but for "
+            "condition) or set policy.head_from_base=false to start with a fresh head"
+        )
+    fresh = make_head(config, model)
+    kept = {name: tensor for name, tensor in head.state_dict().items() if not name.startswith("condition.")}
+    fresh.load_state_dict(kept, strict=False)
+    return fresh
 
 
 def save_head(head: ActionHead, directory: str | Path) -> None:

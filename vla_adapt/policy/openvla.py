@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,6 +20,7 @@ from vla_adapt.policy.decoding import greedy_decode
 from vla_adapt.policy.loading import load_weights
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.norm_stats import dataset_stats, unnormalize
+from vla_adapt.policy.row_context import RowContext
 from vla_adapt.policy.sequence import attention_pattern, position_ids, right_padded, valid_positions
 from vla_adapt.policy.vision import Projector, VisionBackbone
 
@@ -62,6 +63,7 @@ class OpenVLA(nn.Module):
         self.language_model = LlamaForCausalLM(_llama_config(config.text))
         self.companions: dict[str, Path] = {}
         self.stored_only: dict[str, torch.Tensor] = {}
+        self.rows = RowContext()
         self._source: Path | None = None
         self._fingerprint: str | None = None
 
@@ -91,14 +93,37 @@ class OpenVLA(nn.Module):
             model = cls(config, config.towers(checkpoint.shapes))
         target = torch.device(device or "cpu")
         model.stored_only = load_weights(model, checkpoint, dtype, target)
-        model.vision_backbone.restore_buffers(target)
-        model._restore_rotary(target)
+        model.restore_buffers(target)
         assert not any(buffer.is_meta for buffer in model.buffers())
         model.companions = {
             name: directory / name for name in _COMPANION_FILES if (directory / name).is_file()
         }
         model._source = directory
         return model.eval()
+
+    @classmethod
+    def without_weights(
+        cls, directory: str | Path, config: OpenVLAConfig | None = None, dtype: torch.dtype = torch.float32
+    ) -> OpenVLA:
+        """The model of a folder on the meta device: sizes without numbers. Its weights need not be there.
+
+        Args:
+            directory: the checkpoint folder.
+            config: instead of the folder's own.
+            dtype: of all weights.
+        """
+        directory = Path(directory)
+        config = config or OpenVLAConfig.from_pretrained(directory)
+        shapes = Checkpoint(directory).shapes if any(directory.glob("*.safetensors")) else None
+        with torch.device("meta"):
+            model = cls(config, config.towers(shapes)).to(dtype)
+        model._source = directory
+        return model
+
+    def restore_buffers(self, device: torch.device | str) -> None:
+        """Recreate what is computed rather than stored, after a build on the meta device."""
+        self.vision_backbone.restore_buffers(device)
+        self._restore_rotary(torch.device(device))
 
     def _restore_rotary(self, device: torch.device) -> None:
         rotary = self.language_model.model.rotary_emb
@@ -162,6 +187,12 @@ class OpenVLA(nn.Module):
         """Image tokens per image."""
         return self.vision_backbone.num_patches
 
+    @property
+    def vision_trains(self) -> bool:
+        """Whether anything of the towers or the projector wants a gradient."""
+        parts = (self.vision_backbone, self.projector)
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
     def get_input_embeddings(self) -> nn.Module:
         """Token embeddings of the language model."""
         return self.language_model.get_input_embeddings()
@@ -171,14 +202,14 @@ class OpenVLA(nn.Module):
         return self.language_model.get_output_embeddings()
 
     def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations of all three transformers in the backward pass."""
+        """Recompute activations of all three transformers in the backward pass, with `rows` as they were."""
         for part in (
             self.vision_backbone.featurizer,
             self.vision_backbone.fused_featurizer,
             self.language_model,
         ):
             enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            enable({"use_reentrant": False, "context_fn": self.rows.at_checkpoint})
 
     def project(self, pixel_values: Float[torch.Tensor, "B 6 h w"]) -> Float[torch.Tensor, "B P D"]:
         """Patch features in the language model's width."""
@@ -204,6 +235,8 @@ class OpenVLA(nn.Module):
         extra: Float[torch.Tensor, "B K D"] | None = None,
         bidirectional: bool = False,
         patches: Float[torch.Tensor, "B P D"] | None = None,
+        patches_valid: Bool[torch.Tensor, "B P"] | None = None,
+        extra_valid: Bool[torch.Tensor, "B K"] | None = None,
     ) -> Float[torch.Tensor, "B L D"]:
         """Final hidden states of [BOS, patches, text, extra].
 
@@ -214,6 +247,8 @@ class OpenVLA(nn.Module):
             extra: embeddings placed after each row's text.
             bidirectional: full attention over everything but padding instead of causal attention.
             patches: result of `project` (or any prefix tokens) when the caller has it already.
+            patches_valid: which of them are attended to; None: all.
+            extra_valid: which of `extra` are attended to; None: all.
         """
         if patches is None:
             if pixel_values is None:
@@ -223,8 +258,9 @@ class OpenVLA(nn.Module):
         if extra is not None:
             embeds = torch.cat([embeds, extra.to(embeds.dtype)], dim=1)
         return self._decode(
-            embeds, input_ids, attention_mask, patches.shape[1], bidirectional
-        ).last_hidden_state
+            embeds, input_ids, attention_mask, patches.shape[1], bidirectional,
+            patches_valid=patches_valid, extra_valid=extra_valid,
+        ).last_hidden_state  # fmt: skip
 
     def _decode(
         self,
@@ -234,6 +270,8 @@ class OpenVLA(nn.Module):
         patches: int,
         bidirectional: bool = False,
         output_hidden_states: bool = False,
+        patches_valid: Bool[torch.Tensor, "B P"] | None = None,
+        extra_valid: Bool[torch.Tensor, "B K"] | None = None,
     ) -> Any:
         extra = embeds.shape[1] - patches - input_ids.shape[1]
         padded = attention_mask is not None and not bool(attention_mask.all())
@@ -241,9 +279,11 @@ class OpenVLA(nn.Module):
             mask = torch.ones_like(input_ids, dtype=torch.bool)
         else:
             mask = right_padded(attention_mask)
+        valid = valid_positions(mask, patches, extra, patches_valid, extra_valid)
+        holes = padded or patches_valid is not None or extra_valid is not None
         return self.language_model.model(
             inputs_embeds=embeds,
-            attention_mask=attention_pattern(valid_positions(mask, patches, extra), padded, bidirectional),
+            attention_mask=attention_pattern(valid, holes, bidirectional),
             position_ids=position_ids(mask, patches, extra),
             use_cache=False,
             output_hidden_states=output_hidden_states,

@@ -25,13 +25,17 @@ def right_padded(attention_mask: Shaped[torch.Tensor, "B T"]) -> Bool[torch.Tens
 
 
 def valid_positions(
-    attention_mask: Bool[torch.Tensor, "B T"], patches: int, extra: int = 0
+    attention_mask: Bool[torch.Tensor, "B T"],
+    patches: int,
+    extra: int = 0,
+    patches_valid: Bool[torch.Tensor, "B P"] | None = None,
+    extra_valid: Bool[torch.Tensor, "B K"] | None = None,
 ) -> Bool[torch.Tensor, "B L"]:
-    """Which positions of [BOS, patches, text, extra] are not padding."""
+    """Which positions of [BOS, patches, text, extra] are not padding; None for a part: all of it counts."""
     ones = attention_mask.new_ones(len(attention_mask), patches + extra)
-    return torch.cat(
-        [attention_mask[:, :1], ones[:, :patches], attention_mask[:, 1:], ones[:, patches:]], dim=1
-    )
+    image = ones[:, :patches] if patches_valid is None else patches_valid
+    last = ones[:, patches:] if extra_valid is None else extra_valid
+    return torch.cat([attention_mask[:, :1], image, attention_mask[:, 1:], last], dim=1)
 
 
 def position_ids(

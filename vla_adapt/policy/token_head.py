@@ -6,7 +6,7 @@ Rows of robots with different numbers of slots share a batch: a row's tokens sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput, ProprioEncoder
+from vla_adapt.policy.backbone import Question, Seen, counted_tokens, see, with_tokens
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.decoding import greedy_decode
 from vla_adapt.policy.openvla import OpenVLA
@@ -40,6 +41,14 @@ def _plan(slot_mask: Bool[torch.Tensor, "B 32"], horizon: int) -> _TokenPlan:
     return _TokenPlan(index.masked_fill(~present, 0), present, horizon * dims)
 
 
+@dataclass
+class TokenQuestion(Question):
+    """With the tokens' meaning, and the labels of the K places after the prompt (-1: no loss)."""
+
+    plan: _TokenPlan = field(kw_only=True)
+    labels: Int[torch.Tensor, "B K"] = field(kw_only=True)
+
+
 class TokenHead(ActionHead):
     """Cross-entropy on action tokens and EOS; no weights of its own unless it reads proprio.
 
@@ -52,30 +61,31 @@ class TokenHead(ActionHead):
         super().__init__(config, width)
         self.proprio = ProprioEncoder(width, config.hidden or width) if config.proprio else None
 
-    def _prefix(
-        self, model: OpenVLA, batch: PolicyBatch
-    ) -> tuple[Float[torch.Tensor, "B P D"], Float[torch.Tensor, "B N D"]]:
-        patches = model.project(batch.pixel_values)
+    def prefix(self, batch: PolicyBatch) -> Float[torch.Tensor, "B N D"] | None:
+        """Proprio, then the tokens that tell which robot it is."""
+        condition = super().prefix(batch)
         if self.proprio is None:
-            return patches, patches
-        token = self.proprio(batch.proprio, batch.proprio_mask)
-        return patches, torch.cat([patches, token.to(patches.dtype)], dim=1)
+            return condition
+        proprio = self.proprio(batch.proprio, batch.proprio_mask)
+        return proprio if condition is None else torch.cat([proprio, condition], dim=1)
 
-    def forward(self, model: OpenVLA, batch: PolicyBatch) -> HeadOutput:
-        """Mean cross-entropy over each sample's unmasked action tokens and, after a complete chunk, EOS."""
+    def ask(self, model: OpenVLA, batch: PolicyBatch) -> TokenQuestion:
+        """The prompt with the right action tokens behind it, read causally."""
         target, mask = self.targets(batch)
         plan = _plan(batch.slot_mask, self.horizon)
         codec = model.action_tokenizer()
         tokens = torch.from_numpy(codec.encode(target.detach().float().cpu().numpy())).to(target.device)
         ids, attention, labels = self._sequences(model, batch, plan, tokens.flatten(1), mask.flatten(1))
-        patches, prefix = self._prefix(model, batch)
-        hidden = model.encode(ids, attention, None, patches=prefix)
+        return TokenQuestion(ids, attention, self.prefix(batch), plan=plan, labels=labels)
 
-        first = (
-            prefix.shape[1] + batch.attention_mask.sum(dim=1, keepdim=True) - 1
-        )  # predicts the first token
+    def answer(self, model: OpenVLA, batch: PolicyBatch, question: TokenQuestion, seen: Seen) -> HeadOutput:
+        """Mean cross-entropy over each sample's unmasked action tokens and, after a complete chunk, EOS."""
+        mask, plan, labels = self.targets(batch)[1], question.plan, question.labels
+        codec = model.action_tokenizer()
+        before = seen.patches.shape[1] + (0 if question.prefix is None else question.prefix.shape[1])
+        first = before + batch.attention_mask.sum(dim=1, keepdim=True) - 1  # predicts the first token
         places = first + torch.arange(labels.shape[1], device=labels.device)
-        hidden = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+        hidden = seen.hidden.gather(1, places[..., None].expand(-1, -1, seen.hidden.shape[-1]))
         wanted = labels >= 0
         logits = model.language_model.lm_head(hidden[wanted]).float()
         token_loss = nn.functional.cross_entropy(logits, labels[wanted], reduction="none")
@@ -86,7 +96,7 @@ class TokenHead(ActionHead):
         bins = logits.detach()[:, codec.first_id : codec.vocab_size]
         chosen[wanted] = codec.first_id + bins.argmax(dim=1)
         prediction = self._values(model, plan, chosen[:, :-1]).masked_fill(~mask, 0.0)
-        return HeadOutput(loss, prediction, patches, self._step_starts(hidden, plan))
+        return HeadOutput(loss, prediction, seen.patches, self._step_starts(hidden, plan))
 
     def _sequences(
         self,
@@ -141,7 +151,8 @@ class TokenHead(ActionHead):
         plan = _plan(batch.slot_mask, self.horizon)
         codec = model.action_tokenizer()
         allowed = slice(codec.first_id, codec.vocab_size)
-        prefix = self._prefix(model, batch)[1]
+        prefix = with_tokens(see(model, batch), self.prefix(batch))
+        counted = counted_tokens(batch, model.num_patches, prefix.shape[1])
         steps = plan.index.shape[1]
-        ids, _ = greedy_decode(model, batch.input_ids, batch.attention_mask, prefix, steps, allowed)
+        ids, _ = greedy_decode(model, batch.input_ids, batch.attention_mask, prefix, steps, allowed, counted)
         return self._values(model, plan, ids)

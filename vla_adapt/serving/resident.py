@@ -21,7 +21,7 @@ class Bank(Protocol):
 
         Called at every request, also from other threads: keep it fast and free of side effects.
         Keys the server itself enforces, all optional: `cameras` {name: {"required": bool}}, `state_dim` int
-        (width of the native proprio vector), `state_required` bool.
+        (width of the native proprio vector; None: not read, any is accepted), `state_required` bool.
         """
         ...
 

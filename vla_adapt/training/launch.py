@@ -3,65 +3,78 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-Made = TypeVar("Made")
+from vla_adapt.training.launch_command import asked_processes, launcher_command
 
-# The others wait this long while the main process indexes a large dataset or judges a large model.
-PATIENCE = timedelta(hours=4)
-# A launcher kills all processes once one has failed: the main one first gets this long to say why.
-LAST_WORDS_S = 60.0
+# What a launch config asks for by an environment variable, and the types of Accelerate that are it.
+_ASKED = {
+    "ACCELERATE_USE_FSDP": ("FSDP", {"FSDP"}),
+    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", {"DEEPSPEED"}),
+    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", {"MEGATRON_LM"}),
+}
 
 
-def start_accelerator(precision: str) -> Accelerator:
-    """An Accelerator that really spans all launched processes.
+def start_accelerator(precision: str, patience: timedelta = timedelta(minutes=30)) -> Accelerator:
+    """An Accelerator that really spans all launched processes, in the way that the launch asked for.
 
     Without a GPU Accelerate ignores `--num_processes` unless told to use the CPU, and leaves lone processes
     that each train alone; here the CPU (gloo) is chosen when no GPU is there, and the outcome is checked.
 
+    Args:
+        precision: "fp32" or "bf16".
+        patience: how long the collectives of a step wait for the slowest process.
+
     Raises:
-        ValueError: the launcher started more processes than Accelerate joined together.
+        ValueError: Accelerate joined fewer processes than were launched, or fell back to another way.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         mixed_precision="bf16" if precision == "bf16" else "no",
-        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=patience)],
         cpu=not torch.cuda.is_available(),
     )
+    _check_processes(accelerator)
+    _check_way(accelerator)
+    return accelerator
+
+
+def _check_processes(accelerator: Accelerator) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise ValueError(
             f"launched {launched} processes, Accelerate joined {accelerator.num_processes} "
             f"({accelerator.distributed_type}); each would train alone: check the launch config"
         )
-    return accelerator
+    asked = asked_processes(launcher_command()) if launched == 1 else launched
+    if asked > 1 and os.environ.get("WORLD_SIZE") is None:
+        raise ValueError(
+            f"accelerate was told to launch {asked} processes and started one; several need "
+            f"`accelerate launch --multi_gpu --num_processes {asked}`, on CPUs too"
+        )
 
 
-def main_first(accelerator: Accelerator, make: Callable[[], Made]) -> Made:
-    """`make()` on the main process, then, reading the caches it left, on the others.
+def _check_way(accelerator: Accelerator) -> None:
+    got = accelerator.distributed_type.value
+    for variable, (name, types) in _ASKED.items():
+        if _is_set(variable) and got not in types:
+            reason = (
+                "it needs a GPU, and torch sees none" if not torch.cuda.is_available() else "check its config"
+            )
+            raise ValueError(
+                f"the launch asks for {name} ({variable}), Accelerate made it {got}: {reason}; with "
+                "recipes/launch/cpu-2.yaml two processes train on the CPU"
+            )
+    if _is_set("ACCELERATE_USE_CPU") and accelerator.device.type != "cpu":
+        raise ValueError(
+            f"the launch asks for the CPU (ACCELERATE_USE_CPU), Accelerate took {accelerator.device}: "
+            "hide the GPUs with CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
 
-    Raises:
-        ValueError: of the main process, on the main process.
-        SystemExit: on the others then; they say nothing, and the launcher mostly ends them before.
-    """
-    mine: list[Made] = []
-    error: ValueError | None = None
-    if accelerator.is_main_process:
-        try:
-            mine.append(make())
-        except ValueError as raised:
-            error = raised
-    failed = broadcast_object_list([error is not None])[0]
-    if error is not None:
-        raise error
-    if failed:
-        time.sleep(LAST_WORDS_S)
-        raise SystemExit(2)
-    return mine[0] if mine else make()
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() in ("true", "1", "yes")

@@ -1,22 +1,32 @@
-"""The module that Accelerate wraps: one pass over a batch that mixes robots, each through its own adapter."""
+"""The module that Accelerate wraps: a batch that mixes robots, each row through its own adapter and head."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor, nn
 
-from vla_adapt.adaptation.method import activate
+from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
+from vla_adapt.adaptation.routed import route
+from vla_adapt.invariance.instruction_groups import instruction_ids
+from vla_adapt.invariance.objective import InvarianceObjective
+from vla_adapt.invariance.tap import tapped
+from vla_adapt.policy.backbone import Question, Seen, join, look
 from vla_adapt.policy.batch import PolicyBatch
-from vla_adapt.policy.heads import ActionHead
+from vla_adapt.policy.heads import ActionHead, HeadOutput
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.summary_head import SummaryHead
 from vla_adapt.training.auxiliary import AuxiliaryLoss
+
+INVARIANCE = "invariance"
 
 
 class Learner(nn.Module):
-    """Model, one head per robot and the optional helper loss.
+    """Model, one head per robot, and optionally a helper loss and one that makes robots' features alike.
 
-    Rows are grouped by robot and every group passes through its robot's adapter. The loss is the sum over
-    samples of the sample's own masked mean, divided by the number of samples, so that it does not depend on
-    how a global batch is split over processes or robots.
+    The loss is the sum over samples of the sample's own masked mean, divided by the number of samples, so
+    that it does not depend on how a global batch is split over processes or robots.
     """
 
     def __init__(
@@ -27,6 +37,7 @@ class Learner(nn.Module):
         auxiliary: AuxiliaryLoss | None = None,
         auxiliary_weight: float = 0.0,
         auxiliary_key: str = "",
+        invariance: InvarianceObjective | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -35,41 +46,91 @@ class Learner(nn.Module):
         self.auxiliary = auxiliary
         self.auxiliary_weight = auxiliary_weight
         self.auxiliary_key = auxiliary_key
+        self.invariance = invariance
 
-    def forward(self, batches: dict[str, PolicyBatch]) -> dict[str, Tensor]:
-        """Total loss under "loss"; per robot, detached, "<robot>/loss" [B], "<robot>/prediction" [B, H, 32]
-        and, with a helper loss, "<robot>/auxiliary" [B].
+    def forward(self, batch: PolicyBatch, progress: float = 0.0) -> dict[str, Tensor]:
+        """Total loss under "loss"; detached, by row of the batch, "loss_per_sample" [B], "prediction"
+        [B, H, 32] and, with a helper loss, "auxiliary" [B]; with an invariance loss, detached scalars
+        "invariance/<name>". `progress` is the share of the training that is done, 0..1.
         """
-        samples = sum(len(batch.robots) for batch in batches.values())
-        output: dict[str, Tensor] = {}
-        total: Tensor | None = None
-        for robot, batch in batches.items():
-            if self.adapted:
-                activate(self.model, robot)
-            head = self.heads[robot](self.model, batch)
-            loss = head.loss_per_sample
-            output[f"{robot}/loss"] = loss.detach()
-            output[f"{robot}/prediction"] = head.prediction.detach()
-            if self.auxiliary is not None:
-                helper = self.auxiliary(head, batch.extra[self.auxiliary_key])
-                output[f"{robot}/auxiliary"] = helper.detach()
-                loss = loss + self.auxiliary_weight * helper
-            part = loss.sum() / samples
-            total = part if total is None else total + part
-        assert total is not None, "an empty batch"
-        output["loss"] = total
+        answers = self.answers(batch)
+        per_sample = torch.cat([answer.loss_per_sample for answer in answers])
+        output = {
+            "loss_per_sample": per_sample.detach(),
+            "prediction": torch.cat([answer.prediction.detach() for answer in answers]),
+        }
+        loss = per_sample.sum()
+        if self.auxiliary is not None:
+            helper = self._helper_loss(batch, answers)
+            output["auxiliary"] = helper.detach()
+            loss = loss + self.auxiliary_weight * helper.sum()
+        output["loss"] = loss / len(batch)
+        if self.invariance is not None:
+            extra, numbers = self._invariance_loss(self.invariance, batch, answers, progress)
+            output["loss"] = output["loss"] + extra
+            output |= {f"invariance/{name}": number for name, number in numbers.items()}
         return output
 
+    def answers(self, batch: PolicyBatch) -> list[HeadOutput]:
+        """What each robot's head says to its rows, in the order of the batch."""
+        segments = batch.segments()
+        parts = [batch.rows(rows) for _, rows in segments]
+        heads = [self._head(robot) for robot, _ in segments]
+        if batch.summary is not None:
+            return [_from_summary(head, part) for head, part in zip(heads, parts, strict=True)]
+        questions = [head.ask(self.model, part) for head, part in zip(heads, parts, strict=True)]
+        seen = self._look(batch, questions)
+        return [
+            head.answer(self.model, part, question, own)
+            for head, part, question, own in zip(heads, parts, questions, seen, strict=True)
+        ]
+
+    def _look(self, batch: PolicyBatch, questions: list[Question]) -> list[Seen]:
+        """What each robot's head gets to see, of one pass over all rows."""
+        question = join(questions, self.model.config.pad_token_id)
+        with route(self.model, batch.robots) if self.adapted else nullcontext():
+            seen = look(self.model, batch, question)
+        return [seen.rows(rows) for _, rows in batch.segments()]
+
+    def _helper_loss(self, batch: PolicyBatch, answers: list[HeadOutput]) -> Tensor:
+        assert self.auxiliary is not None
+        targets = batch.extra[self.auxiliary_key]
+        rows = [segment for _, segment in batch.segments()]
+        return torch.cat([self.auxiliary(a, targets[part]) for a, part in zip(answers, rows, strict=True)])
+
+    def _invariance_loss(
+        self, objective: InvarianceObjective, batch: PolicyBatch, answers: list[HeadOutput], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        tap = objective.config.tap
+        features = torch.cat([tapped(tap, answer.patches, answer.action_hidden) for answer in answers])
+        texts = None
+        if objective.config.conditional:
+            texts = instruction_ids(batch.input_ids, batch.attention_mask)
+        return objective(features, objective.index(batch.robots, features.device), progress, texts)
+
+    def _head(self, robot: str) -> ActionHead:
+        head = self.heads[robot]
+        assert isinstance(head, ActionHead)
+        return head
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by robot; those that robots share are under "shared"."""
-        seen: set[int] = set()
-        groups: dict[str, list[nn.Parameter]] = {robot: [] for robot in self.heads}
-        groups["shared"] = []
+        """Trainable parameters by robot; those that robots share are under "shared", the adversary's under
+        "invariance".
+        """
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*self.heads, SHARED, INVARIANCE)}
+        owners: dict[nn.Parameter, list[str]] = {}
+        for robot, head in self.heads.items():
+            for parameter in head.parameters():
+                owners.setdefault(parameter, []).append(robot)
         for name, parameter in self.named_parameters():
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            owner = next((robot for robot in self.heads if f".{robot}." in name and ".lora_" in name), None)
-            owner = owner or next((robot for robot in self.heads if name.startswith(f"heads.{robot}.")), None)
-            groups[owner or "shared"].append(parameter)
+            if parameter.requires_grad:
+                own = owners.get(parameter, [])  # robots may have a head together: it is listed once
+                rest = INVARIANCE if name.startswith(f"{INVARIANCE}.") else SHARED
+                groups[adapter_of(name) or (own[0] if len(own) == 1 else rest)].append(parameter)
         return {robot: parameters for robot, parameters in groups.items() if parameters}
+
+
+def _from_summary(head: ActionHead, batch: PolicyBatch) -> HeadOutput:
+    assert isinstance(head, SummaryHead)
+    assert batch.summary is not None
+    return head.answer_summary(batch, batch.summary)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peft import LoraConfig
 
-from vla_adapt.adaptation.attach import adapter_tensors
 from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.concatenate import concatenated
+from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.original_statistics import norm_stats_entry
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.heads import ActionHead, save_head
@@ -27,7 +28,7 @@ PACKAGES = ("vla_adapt", "torch", "transformers", "peft", "accelerate", "numpy")
 def leave_bundles(setting: Setting, folder: Path, results: list[OpenLoopResult]) -> None:
     """Write `bundles/<robot>` for every robot, after `model/` when the run trained the base itself."""
     base = setting.base_fingerprint
-    if setting.recipe.adaptation.kind == "full":
+    if setting.recipe.adaptation.changes_base:
         base = _leave_model(setting, folder / "model")
     held_out = {result.robot: result for result in results}
     for name in setting.robots:
@@ -40,8 +41,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
     head = learner.heads[name]
     assert isinstance(head, ActionHead)
     facts = _facts(setting, robot, result)
-    config = learner.model.peft_config[name] if learner.adapted else None  # type: ignore[index]
-    assert config is None or isinstance(config, LoraConfig)
+    config, adapter = concatenated(learner.model, name) if learner.adapted else (None, {})
     bundle = Bundle(
         embodiment=robot.embodiment,
         action_statistics=robot.action,
@@ -50,7 +50,9 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         base_fingerprint=base,
         head=head,
         adapter_config=config,
-        adapter=adapter_tensors(learner.model, name) if learner.adapted else {},
+        adapter=adapter,
+        action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
+        constants=recipe.policy.constants.get(name, {}),
         facts=facts,
     )
     error = (
@@ -64,12 +66,26 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         "adaptation": json.dumps(recipe.adaptation.model_dump()),
         "head": f"{head.config.kind}, horizon {head.horizon}",
         "image": str(recipe.observation),
+        "state": _read_state(robot, head),
+        "constants": _told(bundle.constants),
         "data": facts["data"],
         "steps": recipe.train.steps,
         "held_out": error,
     }
     bundle.card = model_card(robot.embodiment, described)
     return bundle
+
+
+def _read_state(robot: Robot, head: ActionHead) -> str:
+    if robot.proprio is None:
+        return "not read: its data records none"
+    return "read" if head.config.proprio else "not read"
+
+
+def _told(constants: Constants) -> str:
+    """For the card: components that no data records, and what is sent for them."""
+    told = [f"{name} = {list(numbers)} (not trained)" for name, numbers in constants.items()]
+    return ", ".join(told) or "none"
 
 
 def _facts(setting: Setting, robot: Robot, result: OpenLoopResult | None) -> dict[str, Any]:
@@ -94,11 +110,20 @@ def _golden(setting: Setting, name: str) -> Golden:
     robot = setting.robots[name]
     episode = (robot.held_out or robot.train)[0][0]
     policy = setting.policy(name)
-    assert episode.state is not None, f"{name}: episodes without state"
-    image, state = episode.image(0, policy.camera), np.asarray(episode.state[0])
-    actions = policy.act({"images": {policy.camera: image}, "state": state, "prompt": episode.instruction})
+    image, state = episode.image(0, policy.camera), _state(robot) if policy.reads_state else None
+    more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}
     tolerance = _tolerance(policy.head, setting.recipe.train.precision)
-    return Golden(image, state, episode.instruction, actions, tolerance)
+    return Golden.record(policy, image, state, episode.instruction, tolerance, more)
+
+
+def _state(robot: Robot) -> np.ndarray:
+    """The first recorded state; a robot may have data with and without."""
+    for dataset in (*robot.held_out, *robot.train):
+        for index in np.flatnonzero(dataset.lengths)[:1]:
+            state = dataset[int(index)].state
+            if state is not None:
+                return np.asarray(state[0])
+    raise AssertionError(f"{robot.embodiment.name}: statistics of a state that no dataset has")
 
 
 def _tolerance(head: ActionHead, precision: str) -> float:
@@ -113,20 +138,12 @@ def _tolerance(head: ActionHead, precision: str) -> float:
 def _leave_model(setting: Setting, folder: Path) -> str:
     """Save the trained base (original layout, head and statistics beside it) and return its fingerprint."""
     model = setting.learner.model
-    model.config.norm_stats.update({name: _norm_stats(robot) for name, robot in setting.robots.items()})
+    model.config.norm_stats.update(
+        {name: norm_stats_entry(robot.action) for name, robot in setting.robots.items()}
+    )
     first = next(iter(setting.learner.heads.values()))
     assert isinstance(first, ActionHead)
     with atomic_folder(folder) as aside:
         model.save_pretrained(aside)
         save_head(first, aside)
     return fingerprint(folder)
-
-
-def _norm_stats(robot: Robot) -> dict[str, Any]:
-    """OpenVLA's `norm_stats` entry, over the robot's own slots in slot order."""
-    slots = np.flatnonzero(robot.action.mask)
-    grippers = np.isin(slots, (6, 20))
-    values = {
-        key: getattr(robot.action, key)[slots].tolist() for key in ("mean", "std", "min", "max", "q01", "q99")
-    }
-    return {"action": {**values, "mask": (~grippers).tolist()}, "num_transitions": int(robot.action.count)}

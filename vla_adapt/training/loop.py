@@ -4,139 +4,205 @@ from __future__ import annotations
 
 import json
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
+from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
-from vla_adapt.training.launch import main_first, start_accelerator
+from vla_adapt.training.determinism import deterministic
+from vla_adapt.training.frozen_features import use_features
+from vla_adapt.training.launch import start_accelerator
+from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.leave import leave_bundles
+from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
-from vla_adapt.training.resume import Resumed, drop_resume_point, load_resume_point, save_resume_point
+from vla_adapt.training.pulse import Pulse
+from vla_adapt.training.ranks import Ranks
+from vla_adapt.training.resource_advice import explained
+from vla_adapt.training.resume import CheckpointKeeper, Resumed
+from vla_adapt.training.run_lock import run_lock
 from vla_adapt.training.run_log import METRICS, RunLog
+from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
+from vla_adapt.training.stage_switch import StageSwitch
+from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 
 DONE = "summary.json"
 
-Ids = dict[str, list[SampleId]]
+MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
     """Run a recipe and leave its folder: bundles, metrics, TensorBoard log, resolved recipe, open-loop table.
 
-    A finished run of the same recipe is left alone; an interrupted one resumes at its last resume point.
+    A finished run of the same recipe is left alone; an interrupted one resumes at its last checkpoint.
 
     Returns:
         The output folder.
 
     Raises:
-        ValueError: a recipe that does not fit data, base or launch; a loss that is not finite.
+        ValueError: a recipe that does not fit data, base or launch; a loss that is not finite; a checkpoint
+            that cannot be written or read; another process that failed (`RankLost`).
+        Stopped: SIGTERM or SIGUSR1 came; a checkpoint is saved.
     """
-    accelerator = start_accelerator(recipe.train.precision)
     folder = Path(recipe.output).expanduser()
-    if _finished(folder, recipe) and not fresh:
-        accelerator.print(f"{folder} holds the finished run of this recipe already; --fresh trains it again")
+    with deterministic(recipe.train.deterministic):
+        accelerator = start_accelerator(recipe.train.precision, timedelta(seconds=recipe.train.patience_s))
+        if _finished(folder, recipe) and not fresh:
+            accelerator.print(
+                f"{folder} holds the finished run of this recipe already; --fresh trains it again"
+            )
+            accelerator.end_training()
+            return folder
+        check_split(recipe.train.batch_size, accelerator.num_processes, recipe.train.accumulate)
+        ranks = Ranks(accelerator)
+        keeper = CheckpointKeeper(ranks, folder, recipe)
+        with Pulse(ranks, keeper.where) as pulse, explained(recipe, ranks.world, keeper.where):
+            _train(Run(accelerator, ranks, keeper, pulse, folder, recipe.train.steps), recipe, fresh)
         accelerator.end_training()
-        return folder
-    world = accelerator.num_processes
-    if recipe.train.batch_size % world:
-        raise ValueError(
-            f"train.batch_size {recipe.train.batch_size} cannot be split over {world} processes evenly"
-        )
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.yaml").write_text(recipe.to_text())
-        if fresh:
-            drop_resume_point(folder)
-    setting = main_first(accelerator, partial(prepare, recipe))
-    _announce(accelerator, setting)
-    started = time.perf_counter()
-    _run_steps(accelerator, setting, folder)
-    if accelerator.is_main_process:
-        results = _judge(setting, recipe)
-        _write_open_loop(folder, results)
-        leave_bundles(setting, folder, results)
-        summary = {"recipe": recipe.to_text(), "seconds": time.perf_counter() - started, "processes": world}
-        (folder / DONE).write_text(json.dumps(summary, indent=1))
-        drop_resume_point(folder)
-        print(f"{folder}: {len(results)} robots, {time.perf_counter() - started:.0f} s")
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
     return folder
 
 
-def _run_steps(accelerator: Accelerator, setting: Setting, folder: Path) -> None:
-    recipe = setting.recipe
-    learner = setting.learner
+@dataclass(frozen=True)
+class Run:
+    """What the parts of a run share."""
+
+    accelerator: Accelerator
+    ranks: Ranks
+    keeper: CheckpointKeeper
+    pulse: Pulse
+    folder: Path
+    steps: int
+
+
+def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
+    started = time.perf_counter()
+    with run_lock(run.ranks, run.folder):
+        run.keeper.find(fresh)
+        run.ranks.on_main(lambda: replace_text(run.folder / "recipe.yaml", recipe.to_text()))
+        setting = run.ranks.main_first(partial(prepare, recipe))
+        _announce(run.accelerator, setting)
+        note = use_features(run.accelerator, run.ranks, setting)
+        if note:
+            run.accelerator.print(f"  {note}")
+        _run_steps(run, setting)
+        run.pulse.note("judging")
+        run.ranks.on_main(lambda: _leave(run, setting, started))
+        run.keeper.finish()
+
+
+def _leave(run: Run, setting: Setting, started: float) -> None:
+    setting.recipe.adaptation.finish(setting.learner.model)
+    results = _judge(setting, setting.recipe)
+    _write_open_loop(run.folder, results)
+    leave_bundles(setting, run.folder, results)
+    seconds = time.perf_counter() - started
+    summary = {"recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world}
+    replace_text(run.folder / DONE, json.dumps(summary, indent=1))
+    print(f"{run.folder}: {len(results)} robots, {seconds:.0f} s")
+
+
+def _run_steps(run: Run, setting: Setting) -> None:
+    recipe, learner, accelerator = setting.recipe, setting.learner, run.accelerator
     groups = learner.groups()
     if recipe.train.steps == 0 or not groups:
         learner.to(accelerator.device)
-        if accelerator.is_main_process:
-            (folder / METRICS).write_text("")
+        run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
         return
-    optimizer, schedule = make_optimizer(recipe.train.optimizer, groups, recipe.train.steps)
-    point = load_resume_point(folder, recipe.training_text(), learner, optimizer, schedule)
+    optimizer, schedule = make_optimizer(
+        recipe.train.optimizer, groups, recipe.train.steps,
+        recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
+        {INVARIANCE: recipe.invariance.classifier_rate},
+    )  # fmt: skip
+    stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    loader = _loader(accelerator, setting, point)
+    state = RunState(learner, optimizer, schedule)
+    loader = _loader(run, setting)
+    point = _resume(run, state, loader)
     wrapped.train()
-    with ExitStack() as open_logs:
-        log = open_logs.enter_context(RunLog(accelerator, setting, folder, point.step, point.sums))
-        samples = _sample_log(accelerator, recipe, folder, point.step)
+    with ExitStack() as opened:
+        log = opened.enter_context(RunLog(accelerator, setting, run.folder, point.step, point.sums))
+        samples = _sample_log(accelerator, recipe, run.folder, point.step)
         if samples is not None:
-            open_logs.enter_context(samples)
-        for step, (loaded, ids) in enumerate(loader, start=point.step):
-            torch.manual_seed(recipe.seed + step * accelerator.num_processes + accelerator.process_index)
-            batches = {robot: batch.to(accelerator.device) for robot, batch in loaded.items()}
-            with accelerator.autocast():
-                output = wrapped(batches)
-            _check_finite(output, ids, step)
-            accelerator.backward(output["loss"])
+            opened.enter_context(samples)
+        stop = opened.enter_context(StopSignal(run.ranks, timedelta(seconds=recipe.train.patience_s)))
+        for step, micro_batches in enumerate(loader, start=point.step + 1):
+            run.pulse.note(f"step {step}")
+            torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
+            with stages.at(step - 1):
+                _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
             clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            log.step(step + 1, output, batches, float(schedule.get_last_lr()[0]))
+            log.step(step, float(schedule.get_last_lr()[0]))
             if samples is not None:
-                samples.step(step + 1, ids)
-            if (step + 1) % recipe.train.save_every == 0:
-                sums = log.sums()
-                if accelerator.is_main_process:
-                    save_resume_point(
-                        folder, step + 1, recipe.training_text(), learner, optimizer, schedule,
-                        loader.state_dict(), sums,
-                    )  # fmt: skip
+                for _, ids in micro_batches:
+                    samples.step(step, ids)
+            signal = stop.agreed()
+            if signal or step % recipe.train.save_every == 0 or step == recipe.train.steps:
+                run.keeper.save(step, state, loader.state_dict(), log.sums)
+            if signal and step < recipe.train.steps:
+                raise Stopped(signal, step, run.keeper.where())
+            run.pulse.note(f"step {step + 1}, waiting for data")
 
 
-def _loader(accelerator: Accelerator, setting: Setting, point: Resumed) -> MixtureLoader:
-    """This process's share of the batches that are still to come.
+def _add_up_gradients(
+    run: Run,
+    wrapped: nn.Module,
+    micro_batches: list[tuple[PolicyBatch, list[SampleId]]],
+    done: int,
+    log: RunLog,
+) -> None:
+    """Forward and backward over every part of this process's share of the batch, after `done` steps."""
+    accelerator = run.accelerator
+    for number, (loaded, ids) in enumerate(micro_batches, start=1):
+        batch = loaded.to(accelerator.device)
+        with synced_at_last(accelerator, wrapped, number == len(micro_batches)):
+            with accelerator.autocast():
+                output = wrapped(batch, done / run.steps)
+            _check_finite(output, ids, batch.robots, done)
+            accelerator.backward(output["loss"] / len(micro_batches))
+        log.add(output, batch)
+
+
+def _loader(run: Run, setting: Setting) -> MixtureLoader:
+    """This process's share of every batch, in micro-batches."""
+    train = setting.recipe.train
+    rows = partial(collate, setting.builder, list(setting.robots))
+    return make_loader(
+        setting.mixture, train.batch_size, run.ranks.rank, run.ranks.world, steps=train.steps,
+        num_workers=train.workers, collate=partial(in_micro_batches, rows, train.accumulate),
+        worker_init_fn=spare_once,
+    )  # fmt: skip
+
+
+def _resume(run: Run, state: RunState, loader: MixtureLoader) -> Resumed:
+    """Go on where the last checkpoint was saved, if there is one.
 
     Raises:
-        ValueError: the data is not what it was when the resume point was saved.
+        ValueError: it does not fit, or the data is not what it was then.
     """
-    train = setting.recipe.train
-    loader = make_loader(
-        setting.mixture, train.batch_size, accelerator.process_index, accelerator.num_processes,
-        steps=train.steps, num_workers=train.workers,
-        collate=partial(with_ids, setting.builder, list(setting.robots)),
-    )  # fmt: skip
-    if point.differs:
-        accelerator.print(
-            f"the resume point is of another recipe ({', '.join(point.differs)}): starting anew"
-        )
+    point = run.keeper.restore(state)
+    for note in point.notes:
+        run.accelerator.print(note)
     if point.order is not None:
-        main_first(accelerator, partial(loader.load_state_dict, point.order))
-        accelerator.print(f"resuming after step {point.step}")
-    return loader
+        run.ranks.main_first(partial(loader.load_state_dict, point.order))
+        run.accelerator.print(f"resuming after step {point.step}")
+    return point
 
 
 def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: int) -> SampleLog | None:
@@ -145,36 +211,23 @@ def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: in
     return SampleLog(folder, accelerator.process_index, accelerator.num_processes, done)
 
 
-def with_ids(
+def collate(
     builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, PolicyBatch], Ids]:
-    """`by_robot` of the windows, and which samples each robot's rows are; runs in loader processes."""
-    ids: Ids = defaultdict(list)
-    for item in windows:
-        ids[item["robot"]].append(SampleId.of(item))
-    return by_robot(builder, robots, windows), dict(ids)
+) -> tuple[PolicyBatch, list[SampleId]]:
+    """Windows as one batch, robot after robot, and which samples its rows are; runs in loader processes."""
+    ordered = sorted(windows, key=lambda item: robots.index(item["robot"]))
+    return builder.windows(ordered), [SampleId.of(item) for item in ordered]
 
 
-def by_robot(
-    builder: BatchBuilder, robots: Sequence[str], windows: Sequence[Mapping[str, Any]]
-) -> dict[str, PolicyBatch]:
-    """Windows as one `PolicyBatch` per robot, in the order of `robots`; runs in loader processes."""
-    rows: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for item in windows:
-        rows[item["robot"]].append(item)
-    return {robot: builder.windows(rows[robot]) for robot in robots if robot in rows}
-
-
-def _check_finite(output: dict[str, torch.Tensor], ids: Ids, step: int) -> None:
+def _check_finite(
+    output: dict[str, torch.Tensor], ids: Sequence[SampleId], robots: Sequence[str], step: int
+) -> None:
     if torch.isfinite(output["loss"]):
         return
-    losses = {
-        robot: output[f"{robot}/loss"] + output.get(f"{robot}/auxiliary", torch.zeros(())).to(output["loss"])
-        for robot in ids
-    }
+    losses = output["loss_per_sample"] + output.get("auxiliary", torch.zeros(())).to(output["loss"])
     raise ValueError(
-        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids)}; lower the "
-        "learning rate or look at these samples; the last resume point is untouched"
+        f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids, robots)}; lower "
+        "the learning rate or look at these samples; the last checkpoint is untouched"
     )
 
 

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from tensorboardX import SummaryWriter
 
+from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.training.meter import Meter
 from vla_adapt.training.setting import Setting
@@ -32,7 +33,7 @@ class RunLog:
         setting: of the run.
         folder: where the files go.
         done: steps an interrupted run had finished; what it logged after them is dropped.
-        sums: what it had summed up since it last logged, or None.
+        sums: what this process had summed up since it last logged, or None.
     """
 
     def __init__(
@@ -45,11 +46,11 @@ class RunLog:
     ) -> None:
         self._accelerator, self._train = accelerator, setting.recipe.train
         self._meter = Meter({name: robot.normalizers[0] for name, robot in setting.robots.items()})
+        if sums is not None:
+            self._meter.sums.copy_(sums)
         self._main = accelerator.is_main_process
         if not self._main:
             return
-        if sums is not None:
-            self._meter.sums.copy_(sums)
         _keep_until(folder / METRICS, done)
         self._file = (folder / METRICS).open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
@@ -74,21 +75,26 @@ class RunLog:
             self._file.close()
             self._board.close()
 
-    def step(
-        self, step: int, output: dict[str, torch.Tensor], batches: dict[str, PolicyBatch], rate: float
-    ) -> None:
-        """Account for finished step number `step` (from 1); every `log_every`-th and the last are written."""
-        self._meter.add(output, batches)
+    def add(self, output: dict[str, torch.Tensor], batch: PolicyBatch) -> None:
+        """Account for one pass; a step may have several."""
+        self._meter.add(output, batch)
+
+    def step(self, step: int, rate: float) -> None:
+        """Step number `step` (from 1) is finished; every `log_every`-th and the last are written."""
         if step % self._train.log_every == 0 or step == self._train.steps:
-            sums = self.sums()
+            sums = self._all_sums()
             self._meter.reset()
             if self._main:
                 self._write(step, self._meter.summary(sums), rate)
         if self._main:
             self._bar.update(self._task, completed=step)
 
+    @property
     def sums(self) -> torch.Tensor:
-        """What was summed up since the last logged step, over all processes; all of them must ask."""
+        """What this process has summed up since the last logged step."""
+        return self._meter.sums
+
+    def _all_sums(self) -> torch.Tensor:
         sums = self._accelerator.reduce(self._meter.sums.to(self._accelerator.device), reduction="sum")
         assert isinstance(sums, torch.Tensor)
         return sums
@@ -109,4 +115,4 @@ def _keep_until(file: Path, step: int) -> None:
     """Drop the rows of later steps (all of them for step 0)."""
     lines = file.read_text().splitlines() if step and file.is_file() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    file.write_text("".join(f"{line}\n" for line in kept))
+    replace_text(file, "".join(f"{line}\n" for line in kept))

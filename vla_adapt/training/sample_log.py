@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
+from jaxtyping import Float
 
 FOLDER = "samples"
 _NAMED = 3
@@ -30,19 +31,18 @@ class SampleId(NamedTuple):
         return f"{self.dataset} episode {self.episode} step {self.step}"
 
 
-def name_bad_samples(losses: Mapping[str, torch.Tensor], ids: Mapping[str, Sequence[SampleId]]) -> str:
+def name_bad_samples(
+    losses: Float[torch.Tensor, " B"], ids: Sequence[SampleId], robots: Sequence[str]
+) -> str:
     """The samples whose loss is not finite, as a phrase; the first few by name.
 
     Args:
-        losses: robot -> loss of each of its samples [B].
-        ids: robot -> the same samples.
+        losses: of each sample.
+        ids: of the same samples.
+        robots: whose they are.
     """
-    bad = [
-        f"{ids[robot][row]} ({robot})"
-        for robot, loss in losses.items()
-        for row in (~torch.isfinite(loss)).nonzero()[:, 0].tolist()
-    ]
-    total = sum(len(samples) for samples in ids.values())
+    bad = [f"{ids[row]} ({robots[row]})" for row in (~torch.isfinite(losses)).nonzero()[:, 0].tolist()]
+    total = len(ids)
     if not bad:
         return f"each of the {total} samples by itself is finite"
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -66,10 +66,9 @@ class SampleLog:
         _keep_until(mine, done)
         self._file: TextIO = mine.open("a")
 
-    def step(self, step: int, ids: Mapping[str, Sequence[SampleId]]) -> None:
+    def step(self, step: int, ids: Sequence[SampleId]) -> None:
         """Write what step number `step` (from 1) consumed; a kill after this loses none of it."""
-        rows = sorted(row for samples in ids.values() for row in samples)
-        self._file.write("".join(f"{step}\t" + "\t".join(map(_plain, row)) + "\n" for row in rows))
+        self._file.write("".join(f"{step}\t" + "\t".join(map(_plain, row)) + "\n" for row in sorted(ids)))
         self._file.flush()
 
     def __enter__(self) -> SampleLog:

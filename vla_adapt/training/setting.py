@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
-from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.constants import Constants, check_constants
 from vla_adapt.adaptation.folder import atomic_folder
-from vla_adapt.adaptation.method import Full
-from vla_adapt.adaptation.robot_policy import RobotPolicy
+from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
+from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mixture import Mixture
 from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.statistics import robot_statistics
+from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
-from vla_adapt.policy.heads import ActionHead, load_head, make_head
+from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
+from vla_adapt.suggest import did_you_mean
 from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
+from vla_adapt.training.compatibility import check_compatible
 from vla_adapt.training.learner import Learner
 
 
@@ -39,17 +44,21 @@ class Robot:
     train: list[EpisodeDataset]
     held_out: list[EpisodeDataset]
     action: Statistics
-    proprio: Statistics
+    proprio: Statistics | None
 
     @property
-    def normalizers(self) -> tuple[Normalizer, Normalizer]:
-        unifiers = ActionUnifier(self.embodiment), ActionUnifier(self.embodiment, kind="proprio")
-        return Normalizer(self.action, unifiers[0].mask), Normalizer(self.proprio, unifiers[1].mask)
+    def normalizers(self) -> tuple[Normalizer, Normalizer | None]:
+        return normalizers(self.embodiment, self.action, self.proprio)
 
 
 @dataclass
 class Setting:
-    """All that a run needs, on the CPU; `notes` say what of the data was left out."""
+    """All that a run needs, on the CPU.
+
+    Attributes:
+        notes: what of the data was left out.
+        warm: robot -> the bundle it started from.
+    """
 
     recipe: Recipe
     robots: dict[str, Robot]
@@ -58,6 +67,7 @@ class Setting:
     builder: BatchBuilder
     base_fingerprint: str
     notes: list[str]
+    warm: dict[str, Bundle] = field(default_factory=dict)
 
     def policy(self, robot: str) -> RobotPolicy:
         """The policy of one robot as it stands."""
@@ -65,7 +75,7 @@ class Setting:
         return RobotPolicy(
             model=self.learner.model, head=self.learner.heads[robot], embodiment=mine.embodiment,  # type: ignore[arg-type]
             action_statistics=mine.action, proprio_statistics=mine.proprio, adapted=self.learner.adapted,
-            observation=self.recipe.observation,
+            observation=self.recipe.observation, constants=self.recipe.policy.constants.get(robot, {}),
         )  # fmt: skip
 
 
@@ -75,27 +85,44 @@ def prepare(recipe: Recipe) -> Setting:
     Raises:
         ValueError: anything of the recipe that does not fit what is there.
     """
+    notes = check_compatible(recipe)
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
+    _check_camera(data, recipe.policy.camera)
     datasets = [part.train for part in data.parts]
-    robots = _robots(data)
+    robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
-    heads = _heads(recipe, model, list(robots))
-    adapted = recipe.adaptation.kind == "lora"
-    recipe.adaptation.prepare(model, list(robots))
-    for head in heads.values():
-        head.requires_grad_(recipe.adaptation.kind != "none")
-    learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets))
-    mixture = data.draw(recipe.seed, recipe.policy.head.horizon, cameras=(recipe.policy.camera,))
+    learner = make_learner(recipe, model, list(robots), datasets)
+    warm = _warm_start(recipe, learner, robots)
+    mixture = data.draw(
+        recipe.seed, recipe.policy.head.horizon,
+        cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
+    )  # fmt: skip
     builder = BatchBuilder.from_pretrained(
         model.source,
         {name: robot.normalizers for name, robot in robots.items()},
         blind=recipe.policy.blind,
         image_key=recipe.policy.camera,
+        more_cameras=recipe.policy.more_cameras,
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
-    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes)
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, [*data.notes, *notes], warm)
+
+
+def make_learner(
+    recipe: Recipe, model: OpenVLA, robots: list[str], datasets: Sequence[EpisodeDataset]
+) -> Learner:
+    """What trains, on `model`; the datasets are read for the helper loss only."""
+    heads = _heads(recipe, model, robots)
+    recipe.adaptation.prepare(model, robots)
+    for head in heads.values():
+        head.requires_grad_(recipe.adaptation.trains_heads)
+    if recipe.train.checkpointing:
+        model.gradient_checkpointing_enable()
+    invariance = _invariance(recipe, model, robots)
+    auxiliary = _auxiliary(recipe, model, datasets)
+    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -107,16 +134,31 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
 
 
-def _robots(data: OpenedMixture) -> dict[str, Robot]:
+def _check_camera(data: OpenedMixture, camera: str) -> None:
+    """By the first episode of every dataset, so that a run does not stop in its middle."""
+    for part in data.parts:
+        for dataset in (part.train, *([] if part.held_out is None else [part.held_out])):
+            there = dataset[0].cameras
+            if camera not in there:
+                raise ValueError(
+                    f"{dataset.name}: no camera '{camera}', which the policy shall see; it has "
+                    f"{', '.join(there) or 'none'}: set policy.camera to one that all datasets have, or map "
+                    f"one of its image fields as '{camera}' in an entry of its own (cameras: ...)"
+                )
+
+
+def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str, Robot]:
     robots: dict[str, Robot] = {}
     measured = robot_statistics([part.train for part in data.parts])
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
-        if statistics.proprio is None:
-            raise ValueError(f"{train[0].name}: no recorded state; a policy of '{name}' needs one")
+        check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
         robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
+    for name in constants:
+        if name not in robots:
+            raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
 
 
@@ -133,21 +175,48 @@ def _base(recipe: Recipe) -> OpenVLA:
 
 def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, ActionHead]:
     if recipe.policy.head_from_base and (model.source / "head.json").is_file():
-        first = load_head(model.source, model)
-        if first.config != recipe.policy.head:
-            raise ValueError(
-                f"the base carries the head {first.config}, the recipe wants {recipe.policy.head}; make them "
-                "equal or set policy.head_from_base=false to start with a fresh head"
-            )
+        first = with_condition(load_head(model.source, model), recipe.policy.head, model)
     else:
         first = make_head(recipe.policy.head, model)
-    if isinstance(recipe.adaptation, Full):
-        return dict.fromkeys(robots, first)
+    if recipe.adaptation.changes_base:
+        return {robot: _own_condition(first) for robot in robots}
     return {robot: copy.deepcopy(first) for robot in robots}
 
 
+def _own_condition(head: ActionHead) -> ActionHead:
+    """`head` itself, or where it has a condition one that shares all weights with it but that."""
+    if head.condition is None:
+        return head
+    twin = copy.copy(head)
+    twin._modules = {**head._modules, "condition": copy.deepcopy(head.condition)}
+    return twin
+
+
+def _warm_start(recipe: Recipe, learner: Learner, robots: dict[str, Robot]) -> dict[str, Bundle]:
+    unknown = sorted(recipe.warm_start.keys() - robots.keys())
+    if unknown:
+        raise ValueError(
+            f"warm_start.{unknown[0]}: no such robot in the mixture; {did_you_mean(unknown[0], robots)}"
+        )
+    warm = {}
+    for name, folder in recipe.warm_start.items():
+        warm[name] = Bundle.load(Path(folder).expanduser())
+        lora = getattr(learner.model, "peft_config", {}).get(name)
+        head, robot = learner.heads[name], robots[name]
+        assert isinstance(head, ActionHead)
+        start_robot(warm[name], learner.model, head, robot.embodiment, robot.normalizers[0], lora)
+    return warm
+
+
+def _invariance(recipe: Recipe, model: OpenVLA, robots: list[str]) -> InvarianceObjective | None:
+    config = recipe.invariance
+    if not config.active:
+        return None
+    return InvarianceObjective(config, model.config.hidden_size, robots, seed=recipe.seed)
+
+
 def _auxiliary(
-    recipe: Recipe, model: OpenVLA, datasets: list[EpisodeDataset]
+    recipe: Recipe, model: OpenVLA, datasets: Sequence[EpisodeDataset]
 ) -> tuple[AuxiliaryLoss | None, float, str]:
     config = recipe.auxiliary
     if not config.weight:

@@ -16,11 +16,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from vla_adapt.evaluation.ablation import Ablation, Cell, Judging, run_ablation
 from vla_adapt.evaluation.ablation_page import write_page
-from vla_adapt.evaluation.ablation_table import Comparison, markdown, rich_tables
+from vla_adapt.evaluation.ablation_table import STYLES, markdown, rich_tables
+from vla_adapt.evaluation.seed_comparison import Comparison
 from vla_adapt.recipe import Recipe
 
 FINETUNE = Path(__file__).with_name("finetune.py")
@@ -35,7 +37,7 @@ def main() -> None:
         }
         judging = Judging(
             arguments.windows, arguments.folds, arguments.episodes if arguments.closed_loop else 0,
-            arguments.workers,
+            arguments.workers, "cuda" if torch.cuda.is_available() else "cpu",
         )  # fmt: skip
         launch = shlex.split(arguments.launch) if arguments.launch else [sys.executable]
 
@@ -43,11 +45,15 @@ def main() -> None:
             if not finished(cell, recipes[cell]):
                 finetune(launch, ablation.recipe, cell)
 
-        found = Comparison(ablation, run_ablation(ablation, arguments.seeds, train, judging))
+        results = []
+        for result in run_ablation(ablation, arguments.seeds, train, judging):
+            results.append(result)
+            leave(Comparison(ablation, results), ablation.folder)
     except ValueError as error:
         print(f"ablate: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    leave(found, ablation.folder)
+    tell(Comparison(ablation, results))
+    print(f"wrote ablation.json, ablation.md, ablation.html and ablation.png in {ablation.folder}")
 
 
 def parse() -> argparse.Namespace:
@@ -84,16 +90,18 @@ def finetune(launch: list[str], recipe: str, cell: Cell) -> None:
 
 
 def leave(found: Comparison, folder: Path) -> None:
-    """Tables on the terminal; ablation.json, .md and .html in the ablation's folder."""
+    """What is known so far, in the ablation's folder."""
     (folder / "ablation.json").write_text(json.dumps(found.to_dict(), indent=1) + "\n")
     (folder / "ablation.md").write_text(markdown(found))
     write_page(found, folder / "ablation.html")
+
+
+def tell(found: Comparison) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     for table in rich_tables(found):
         console.print(table)
-    for line, style in found.verdicts():
-        console.print(line, style=style)
-    print(f"wrote ablation.json, ablation.md and ablation.html in {folder}")
+    for verdict, line in found.verdicts():
+        console.print(line, style=STYLES[verdict])
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ import numpy as np
 import simplejpeg
 
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.example_proto import encode_example
-from vla_adapt.episodes.feature_spec import STEPS, Kind, LeafSpec, features_json
-from vla_adapt.episodes.tfrecord import frame
+from vla_adapt.episodes.rlds.example_proto import encode_example
+from vla_adapt.episodes.rlds.tfrecord import frame
+from vla_adapt.episodes.storage.feature_spec import STEPS, Kind, LeafSpec, features_json
 
 SIZE, BATCH, HORIZON = 256, 32, 8
 JPEG = LeafSpec(Kind.IMAGE, (SIZE, SIZE, 3), "uint8", "jpeg")
@@ -358,8 +358,8 @@ def child(asked: dict[str, Any]) -> None:
 
 def load(asked: dict[str, Any]) -> dict[str, float]:
     """Draw batches and let go of them; the first few do not count."""
-    from vla_adapt.episodes.loader import make_loader
-    from vla_adapt.episodes.mixture import Mixture
+    from vla_adapt.episodes.mixing.loader import make_loader
+    from vla_adapt.episodes.mixing.mixture import Mixture
 
     parts = [(open_dataset(Path(asked["folder"]) / name), 1.0) for name in layouts()]
     warm = asked.get("warm", 8)

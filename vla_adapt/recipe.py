@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
-from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
 from vla_adapt.invariance.objective import InvarianceConfig
 from vla_adapt.policy.heads import HeadConfig
 from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_adapt.evaluation.ablation import Ablation, CellResult
-from vla_adapt.evaluation.ablation_table import Comparison
+from vla_adapt.evaluation.seed_comparison import Comparison
 
 PLANTED = Ablation(name="x", output="out", recipe="quickstart", variants={"own": {}, "harm": {}, "help": {}})
 SHIFT = {"own": 0.0, "harm": 0.03, "help": -0.03}  # on the UR5e

@@ -74,14 +74,11 @@ def ran(
 ) -> tuple[Ablation, list[str], list[CellResult]]:
     """One seed of both variants, "trained" by copying a finished run; what was said; the results."""
     ablation, said = load(tmp_path_factory.mktemp("ablation")), []
-    results = run_ablation(
-        ablation, 1, lambda cell: void(shutil.copytree(finished_run, cell.folder)), JUDGING, said.append
-    )
-    return ablation, said, results
 
+    def train(cell: Cell) -> None:
+        shutil.copytree(finished_run, cell.folder)
 
-def void(_: object) -> None:
-    """For lambdas."""
+    return ablation, said, list(run_ablation(ablation, 1, train, JUDGING, said.append))
 
 
 def test_every_run_is_judged(ran):
@@ -106,11 +103,12 @@ def test_a_judgement_is_kept_as_long_as_it_is_of_this_run(ran, monkeypatch: pyte
     assert judge(cell, JUDGING) == results[0]
     assert not calls
     judge(cell, Judging(windows=13, folds=4))
-    assert len(calls) == 1
+    judge(cell, Judging(windows=12, folds=3))
+    assert len(calls) == 2
     later = (cell.folder / "probe.json").stat().st_mtime + 10
     os.utime(cell.folder / "summary.json", (later, later))  # trained again
     judge(cell, JUDGING)
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_robots_are_driven_once(ran, monkeypatch: pytest.MonkeyPatch):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from vla_adapt.evaluation.ablation_page import ablation_picture, write_page
-from vla_adapt.evaluation.ablation_table import Comparison
+from vla_adapt.evaluation.seed_comparison import Comparison
 
 Compare = Callable[..., Comparison]
 
@@ -27,7 +29,7 @@ def test_the_picture_marks_losses_and_gains_and_shows_chance(compare: Compare):
     assert "WORSE" in words
     assert "BETTER" in words
     assert len(left.containers) == 3
-    assert any(list(line.get_ydata()) == [0.5, 0.5] for line in right.lines)
+    assert any(np.array_equal(line.get_ydata(), [0.5, 0.5]) for line in right.lines)
 
 
 def test_one_seed_has_no_bars(compare: Compare):

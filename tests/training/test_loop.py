@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.evaluation.report import write_report
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe

@@ -18,8 +18,8 @@ from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import fake_data, open_dataset
-from vla_adapt.episodes.loader import make_loader
-from vla_adapt.episodes.write import RldsWriter
+from vla_adapt.episodes.mixing.loader import make_loader
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import Augmentation, AugmentationConfig, CenterCrop

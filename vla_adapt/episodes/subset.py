@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
-from vla_adapt.episodes.stored import find_prefetcher
+from vla_adapt.episodes.storage.stored import find_prefetcher
 
 
 class EpisodeSubset:

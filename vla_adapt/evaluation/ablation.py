@@ -102,12 +102,14 @@ class Judging:
         folds: of the probe.
         episodes: closed loop, per robot; 0: none.
         workers: closed loop, simulators at a time.
+        device: where the policy is probed.
     """
 
     windows: int = 200
     folds: int = 5
     episodes: int = 0
     workers: int = 1
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,8 @@ def run_ablation(
     train: Callable[[Cell], None],
     judging: Judging | None = None,
     say: Callable[[str], None] = print,
-) -> list[CellResult]:
-    """Train and judge every cell; what is there already is not done again.
+) -> Iterator[CellResult]:
+    """Train and judge every cell, one after the other; what is there already is not done again.
 
     Args:
         train: trains one cell unless it is finished.
@@ -158,13 +160,12 @@ def run_ablation(
     """
     judging = judging or Judging()
     cells = ablation.cells(seeds)
-    results = []
     for number, cell in enumerate(cells, start=1):
         say(f"[{number}/{len(cells)}] {cell}")
         train(cell)
-        results.append(judge(cell, judging))
-        say(f"[{number}/{len(cells)}] {cell}: {results[-1].text}")
-    return results
+        result = judge(cell, judging)
+        say(f"[{number}/{len(cells)}] {cell}: {result.text}")
+        yield result
 
 
 def judge(cell: Cell, judging: Judging) -> CellResult:
@@ -176,8 +177,8 @@ def judge(cell: Cell, judging: Judging) -> CellResult:
             f"{cell.folder}: nothing was held out, so there is no error; give the data a val split"
         )
     found = RunProbe.load(cell.folder) if _newer(cell.folder / PROBE_JSON) else None
-    if found is None or found.windows != judging.windows:
-        found = probe_run(run, judging.windows, ProbeConfig(folds=judging.folds))
+    if found is None or (found.windows, found.folds) != (judging.windows, judging.folds):
+        found = probe_run(run, judging.windows, ProbeConfig(folds=judging.folds), judging.device)
     driven = _drive(run, judging) if judging.episodes else []
     return CellResult(
         variant=cell.variant,

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vla_adapt.evaluation.ablation_table import (
-    ALL,
-    BETTER,
-    ERROR_HEAD,
-    WORSE,
-    Comparison,
-    Estimate,
-    error_rows,
-    probe_head,
-    probe_rows,
-)
+from vla_adapt.evaluation.ablation_table import ERROR_HEAD, error_rows, probe_head, probe_rows
 from vla_adapt.evaluation.html_parts import embed_figure, page_head, table
+from vla_adapt.evaluation.seed_comparison import ALL, BETTER, WORSE, Comparison, Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,10 +26,13 @@ def write_page(found: Comparison, file: Path) -> None:
     picture.savefig(file.with_suffix(".png"), dpi=110)
     title = html.escape(found.ablation.title or found.ablation.name)
     parts = [page_head(title), f"<h1>{title}</h1>"]
-    parts += [f"<p class='{_class(line)}'>{html.escape(line)}</p>" for line, _ in found.verdicts()]
+    parts += [
+        f"<p class='{_CLASSES.get(verdict, '')}'>{html.escape(line)}</p>"
+        for verdict, line in found.verdicts()
+    ]
     parts.append(embed_figure(picture))
     parts.append("<h2>Error per robot</h2>")
-    parts.append(table(ERROR_HEAD, [[_loud(cell) for cell in cells] for cells, _ in error_rows(found)]))
+    parts.append(table(ERROR_HEAD, [[_loud(cell) for cell in cells] for cells in error_rows(found)]))
     parts.append(f"<h2>Can the robot be told from the features? (chance {100 * found.chance:.0f} %)</h2>")
     parts.append(table(probe_head(found), [[html.escape(cell) for cell in row] for row in probe_rows(found)]))
     parts += [f"<p><small>{html.escape(note)}</small></p>" for note in found.notes()]
@@ -90,10 +84,6 @@ def _points(axis: Any, places: np.ndarray, estimates: list[Estimate], color: str
     means = [estimate.mean for estimate in estimates]
     reach = [estimate.high - estimate.mean if isfinite(estimate.high) else 0.0 for estimate in estimates]
     axis.errorbar(places, means, yerr=reach, fmt="o", markersize=4, capsize=3, color=color, label=label)
-
-
-def _class(text: str) -> str:
-    return next((_CLASSES[verdict] for verdict in _CLASSES if verdict in text), "")
 
 
 def _loud(cell: str) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.adaptation.robot_policy import RobotPolicy
-from vla_adapt.episodes.open_mixture import open_mixture
+from vla_adapt.episodes.mixing.open_mixture import open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.evaluation.open_loop import BATCH, cut_windows, evenly_spaced
 from vla_adapt.evaluation.run_folder import RunFolder
@@ -37,6 +37,7 @@ class RunProbe:
         after: each robot through its own adapter and head, as it is served.
         head_before: whose head asks the bare base: "base", or "robot" (the base has none of this kind).
         windows: at most so many per robot.
+        folds: of the cross-validation by episode.
         error: robot -> mean absolute error on held-out windows after training, in half action ranges.
     """
 
@@ -44,6 +45,7 @@ class RunProbe:
     after: dict[TapName, ProbeResult]
     head_before: str
     windows: int
+    folds: int
     error: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def probe_run(
         after=_probed(after, config),
         head_before="robot" if head is None else "base",
         windows=windows,
+        folds=config.folds,
         error={robot: row["error"] for robot, row in run.open_loop().items()},
     )
     _draw(run, {"before": before, "after": after})

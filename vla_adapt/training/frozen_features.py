@@ -20,9 +20,9 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from vla_adapt.adaptation.method import Frozen
-from vla_adapt.episodes.cache_folder import cache_places, first_writable
+from vla_adapt.episodes.measuring.statistics_cache import dataset_fingerprint, dataset_folder
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics_cache import dataset_fingerprint, dataset_folder
+from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable
 from vla_adapt.policy.backbone import look
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.policy.openvla import OpenVLA

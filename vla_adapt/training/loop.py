@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vla_adapt.adaptation.folder import replace_text
-from vla_adapt.episodes.loader import MixtureLoader, make_loader
+from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe

@@ -6,6 +6,7 @@ that the plan holds for every method, head and loss. Weights need not be there, 
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import warnings
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vla_adapt.adaptation.method import Lora, QLora
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.configuration import OpenVLAConfig
 from vla_adapt.policy.heads import ActionHead
@@ -25,6 +27,7 @@ from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import tiny_config
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir, tiny_base_dir
+from vla_adapt.training.compatibility import check_compatible, why_uncached
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import check_split
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
@@ -33,6 +36,9 @@ from vla_adapt.training.rehearsal import Rehearsal
 from vla_adapt.training.setting import make_learner
 
 CUDA_CONTEXT_BYTES = 1 << 29
+# glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.5 .. 0.7).
+KEPT_BY_MALLOC = 0.6
+NF4_BYTES = 0.5 + 0.127 / 8  # a number and its part of the block constants (Dettmers et al., 2305.14314)
 PREFETCHED = 2  # batches that each loader process keeps ready (the default of torch's DataLoader)
 
 
@@ -91,23 +97,29 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: Pla
         ValueError: a recipe that does not fit its base or data, or a batch that cannot be split.
     """
     train = recipe.train
+    compatible = check_compatible(recipe)
     check_split(train.batch_size, processes, train.accumulate)
     samples = train.batch_size // (processes * train.accumulate)
     model, notes = _model(recipe)
+    notes += compatible
+    if why_uncached(recipe) is None:
+        notes.append("the frozen backbone's features are kept: only the steps that make them take all this")
     data = data or look_at_data(recipe, model.source)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
-        learner = make_learner(recipe, model, list(data.masks), data.datasets)
+        learner = make_learner(_unquantized(recipe), model, list(data.masks), data.datasets)
     batch = plan_batch(recipe, data, model, samples)
     step = _rehearse(recipe, learner, batch)
     groups = learner.groups()
     gradients = _bytes(parameter for group in groups.values() for parameter in group)
     memory = {
-        "weights": step.weights,
+        "weights": step.weights
+        - (_saved_by_quantizing(model) if isinstance(recipe.adaptation, QLora) else 0),
         "gradients": step.gradients + (gradients if processes > 1 else 0),  # DDP holds them once more
         "optimizer": step.optimizer,
         "activations": step.activations,
         "batches": _batch_bytes(batch) * train.accumulate * (1 + PREFETCHED * train.workers),
+        "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
         "runtime": CUDA_CONTEXT_BYTES if device == "cuda" else _resident_bytes(),
     }
     every = sum(parameter.numel() for parameter in learner.parameters())
@@ -222,6 +234,21 @@ def _model(recipe: Recipe) -> tuple[OpenVLA, list[str]]:
     return OpenVLA.without_weights(folder, OpenVLAConfig({"model_type": "openvla"}), dtype), [note]
 
 
+def _unquantized(recipe: Recipe) -> Recipe:
+    """The recipe with `lora` for `qlora`, whose layers exist on a GPU only."""
+    if not isinstance(recipe.adaptation, QLora):
+        return recipe
+    plain = Lora(**recipe.adaptation.model_dump(exclude={"kind"}))
+    return recipe.model_copy(update={"adaptation": plain})
+
+
+def _saved_by_quantizing(model: OpenVLA) -> int:
+    """Bytes by which nf4 with quantized block constants is smaller, in the layers that `qlora` quantizes."""
+    names = ("lora_", "lm_head")
+    linear = [m for n, m in model.named_modules() if type(m) is nn.Linear and not any(x in n for x in names)]
+    return sum(int(m.weight.numel() * (m.weight.itemsize - NF4_BYTES)) for m in linear)
+
+
 def _adapter_bytes(recipe: Recipe, learner: Learner) -> dict[str, int]:
     """Weights that a bundle holds: the robot's adapter, the shared one joined to it, and its head."""
     lora: dict[str, int] = dict.fromkeys([*learner.heads, "shared"], 0)
@@ -245,6 +272,11 @@ def _bytes(tensors: Any) -> int:
 def _batch_bytes(batch: PolicyBatch) -> int:
     tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
     return _bytes([*tensors, *batch.extra.values()])
+
+
+def _keeps_blocks() -> bool:
+    """Whether freed memory stays with the process: glibc's malloc, unless it is told to return blocks."""
+    return sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
 def _resident_bytes() -> int:

@@ -13,8 +13,8 @@ from jaxtyping import Bool
 
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.mixture_spec import MixtureSpec
-from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec
+from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.openvla import OpenVLA

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vla_adapt.adaptation.method import Lora
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.plan import Plan
 
@@ -86,9 +87,9 @@ def _single_changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, Recipe]]:
         yield _set(recipe, {"train.checkpointing": True})
     if train.precision == "fp32":
         yield _set(recipe, {"train.precision": "bf16"})
-    if recipe.adaptation.kind == "full":
+    if recipe.adaptation.changes_base:
         yield _set(recipe, {"adaptation.kind": "lora"})
-    elif recipe.adaptation.kind == "lora" and recipe.adaptation.rank > 1:
+    elif isinstance(recipe.adaptation, Lora) and recipe.adaptation.rank > 1:
         yield _set(recipe, {"adaptation.rank": recipe.adaptation.rank // 2})
 
 

@@ -18,10 +18,10 @@ from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.mixture import Mixture
-from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
+from vla_adapt.episodes.measuring.statistics import robot_statistics
+from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics import robot_statistics
 from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition

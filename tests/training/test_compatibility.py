@@ -1,4 +1,4 @@
-"""What goes together: one table of refusals, and every mode x head trains and resumes, or is refused by name."""
+"""What goes together: a table of refusals; every mode x head trains and resumes, or is refused by name."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plain(head: str, **more: Any) -> dict[str, Any]:
             "the stage from step 0 trains the head alone",
         ),
         ({"adaptation": STAGED, "train": {"steps": 2}}, "a stage begins at step 2, the run ends after 2"),
-        ({"adaptation": {"kind": "full"}, "warm_start": {"ur5e": "x"}}, "'full' trains one base for all robots"),
+        ({"adaptation": {"kind": "full"}, "warm_start": {"ur5e": "x"}}, "'full' trains one base for all"),
         ({"adaptation": STAGED, "warm_start": {"ur5e": "x"}}, "'staged' trains one base for all robots"),
         (
             {

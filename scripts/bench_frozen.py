@@ -27,9 +27,9 @@ import torch
 from accelerate import Accelerator
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.loader import make_loader
+from vla_adapt.episodes.mixing.loader import make_loader
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import EpisodeData, fake_data
-from vla_adapt.episodes.write import RldsWriter
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.loop import collate

@@ -52,7 +52,7 @@ def say_and_end(error: Exception, code: int, speaks: bool) -> NoReturn:
     A process that does not speak first waits for the one that has the same to say: the launcher then ends it.
     """
     if not speaks:
-        time.sleep(5 if isinstance(error, Stopped) else 30)
+        time.sleep(5 if isinstance(error, Stopped | RankLost) else 30)
     if speaks or not isinstance(error, Stopped):
         print(f"finetune: {one_line(error)}", file=sys.stderr)
     sys.stdout.flush()

@@ -44,7 +44,9 @@ def test_unknown_robot_is_one_line(run):
     assert "did you mean 'franka_panda'" in err
 
 
-@pytest.mark.parametrize("verb", ["robots", "data", "adapters", "evaluate", "serve", "report", "sim"])
+@pytest.mark.parametrize(
+    "verb", ["robots", "data", "adapters", "train", "evaluate", "serve", "report", "sim"]
+)
 def test_every_verb_helps_with_an_example(run, verb: str):
     code, out, _ = run(verb, "--help")
     assert code == 0
@@ -122,35 +124,31 @@ def test_every_data_verb_helps_with_an_example(run, verb: str):
     assert "xample" in out
 
 
-def test_adapters_commands(run, finished_run: Path, random_base: Path, tmp_path: Path):
-    code, out, _ = run("adapters", "list", finished_run / "bundles")
-    assert (code, "bimanual_panda" in out) == (0, True)
-    code, out, _ = run("adapters", "show", finished_run / "bundles" / "ur5e")
-    assert (code, "adapter bundle" in out) == (0, True)
-    code, out, _ = run("adapters", "verify", finished_run / "bundles", "--base", random_base)
-    assert (code, out.count("golden pair replayed")) == (0, 2)
-    damaged = Path(shutil.copytree(finished_run / "bundles", tmp_path / "bundles"))
-    (damaged / "ur5e" / "head.json").unlink()
-    code, out, _ = run("adapters", "verify", damaged, "--base", random_base)
-    assert code == 1
-    assert "FAILED" in out
-    assert "head.json missing" in out
-    assert out.count("golden pair replayed") == 1
-
-
-def test_open_loop_table_and_report(run, finished_run: Path, tmp_path: Path):
-    code, out, _ = run("evaluate", "--run", finished_run)
+def test_tables_and_report(run, finished_run: Path, tmp_path: Path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    code, out, _ = run("evaluate", "--run", folder)
     assert (code, "predict-the-mean" in out) == (0, True)
-    (finished_run / "closed_loop.json").write_text(json.dumps([
+    code, out, _ = run("evaluate", "--probe", "--run", folder, "--windows", 8, "--folds", 2)
+    assert (code, "patches" in out, "hidden" in out, "50.0 %" in out) == (0, True, True, True)
+    assert "Held-out action error" in out
+    (folder / "closed_loop.json").write_text(json.dumps([
         {"robot": "ur5e", "label": "LoRA", "episodes": 4, "successes": 3, "seed": 1, "steps": [9]},
     ]))  # fmt: skip
-    code, _, _ = run("report", finished_run, "--out", tmp_path / "r.html")
-    (finished_run / "closed_loop.json").unlink()
+    code, _, _ = run("report", folder, "--out", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert code == 0
-    assert page.count("data:image/png;base64") >= 4
+    assert page.count("data:image/png;base64") >= 5
     assert "3/4 = 75 % [30, 95]" in page
     assert "bimanual_panda" in page
+    assert "Can the robot be told from the features?" in page
+    assert "16 windows of 8 episodes" in page
+
+
+def test_probe_mistakes(run, finished_run: Path):
+    code, _, err = run("evaluate", "--probe", "--run", finished_run, "--windows", 8)
+    assert (code, "5 folds" in err, err.count("\n")) == (2, True, 1)
+    code, _, err = run("evaluate", "--probe", "--closed-loop", "--run", finished_run)
+    assert (code, "one after the other" in err) == (2, True)
 
 
 def test_missing_things_are_named(run, tmp_path: Path):
@@ -158,5 +156,7 @@ def test_missing_things_are_named(run, tmp_path: Path):
     assert (code, "holds no run" in err) == (2, True)
     code, _, err = run("evaluate")
     assert (code, "--closed-loop" in err) == (2, True)
+    code, _, err = run("evaluate", "--probe", "--run", tmp_path)
+    assert (code, "no recipe.yaml" in err) == (2, True)
     code, _, err = run("adapters", "list", tmp_path)
     assert (code, "no bundle in" in err) == (2, True)

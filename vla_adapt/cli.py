@@ -17,7 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
+from vla_adapt.cli_adapters import Base, adapters_app
 from vla_adapt.cli_data import console, data_app
+from vla_adapt.cli_train import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,9 +37,6 @@ class ListByDefault(TyperGroup):
 
 
 robots_app = typer.Typer(cls=ListByDefault, help="The embodiments. Example: vla-adapt robots show ur5e")
-adapters_app = typer.Typer(
-    no_args_is_help=True, help="Bundles. Example: vla-adapt adapters verify runs/x/bundles"
-)
 sim_app = typer.Typer(
     no_args_is_help=True, help="Simulated robots. Example: vla-adapt sim record ur5e --out data"
 )
@@ -45,8 +44,7 @@ app.add_typer(robots_app, name="robots")
 app.add_typer(data_app, name="data")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(sim_app, name="sim")
-
-Base = Annotated[str, typer.Option("--base", help="'tiny' (shipped) or an OpenVLA checkpoint folder")]
+app.command()(train)
 
 
 def main() -> None:
@@ -89,100 +87,6 @@ def robots_show(name: Annotated[str, typer.Argument(help="name or YAML file")]) 
     console.print(table)
 
 
-@adapters_app.command("list")
-def adapters_list(folder: Path) -> None:
-    """List the bundles in a folder."""
-    from vla_adapt.adaptation.bundle import find_bundles, read_manifest
-
-    table = Table("robot", "folder", "base", "tensors", "recipe")
-    for path in find_bundles(folder):
-        manifest = read_manifest(path)
-        facts = manifest["facts"]
-        table.add_row(
-            manifest["robot"], str(path), manifest["base_fingerprint"][:12], str(len(manifest["adapter"])),
-            str(facts.get("recipe_name", "")),
-        )  # fmt: skip
-    console.print(table)
-
-
-@adapters_app.command("show")
-def adapters_show(folder: Path) -> None:
-    """Print the model card and facts of one bundle."""
-    from vla_adapt.adaptation.bundle import Bundle
-
-    bundle = Bundle.load(folder)
-    console.print(bundle.card, markup=False)
-    facts = {key: value for key, value in bundle.facts.items() if key != "recipe"}
-    console.print(json.dumps(facts, indent=1), markup=False)
-
-
-@adapters_app.command("verify")
-def adapters_verify(folder: Path, base: Base = "tiny") -> None:
-    """Check files and base of every bundle in FOLDER and replay its golden observation -> action pair."""
-    from vla_adapt.adaptation.bundle import Bundle, find_bundles
-    from vla_adapt.policy.openvla import OpenVLA
-    from vla_adapt.resources import base_dir
-
-    model = OpenVLA.from_pretrained(base_dir(base))
-    failed = 0
-    for path in find_bundles(folder):
-        try:
-            result = Bundle.load(path).verify(model)
-        except ValueError as error:
-            failed += 1
-            print(f"FAILED {error}")
-        else:
-            print(
-                f"ok     {result.robot}: golden pair replayed, {result.max_difference:.2g} of the range apart"
-            )
-    if failed:
-        raise SystemExit(1)
-
-
-@adapters_app.command("warm-start")
-def adapters_warm_start(
-    bundle: Annotated[Path, typer.Argument(help="bundle of the robot that is trained already")],
-    source: Annotated[str, typer.Option("--from", help="episodes of that robot")],
-    target: Annotated[str, typer.Option("--to", help="episodes of the robot to start")],
-    out: Annotated[Path, typer.Option(help="folder of the new bundle")],
-    base: Base = "tiny",
-    robot: Annotated[str | None, typer.Option(help="embodiment of --to, where the data does not say")] = None,
-    paired: Annotated[bool, typer.Option(help="n-th episode with n-th, step by step")] = False,
-    alignment: Annotated[str, typer.Option(help="of episodes of one instruction: time or dtw")] = "time",
-    kind: Annotated[
-        str, typer.Option(help="linear, or mlp (its linear part alone reaches the head)")
-    ] = "linear",
-    seed: int = 0,
-) -> None:
-    """Learn the map from one robot's actions to another's and leave a bundle from which the other starts.
-
-    Example: vla-adapt adapters warm-start runs/a/bundles/ur5e --from data/ur5e --to data/xarm --out xarm
-    """
-    from vla_adapt.adaptation.action_adapter import ActionAdapterConfig
-    from vla_adapt.adaptation.action_pairs import PairingConfig
-    from vla_adapt.adaptation.bundle import Bundle
-    from vla_adapt.adaptation.warm_start import make_warm_bundle
-    from vla_adapt.episodes import open_dataset
-    from vla_adapt.policy.openvla import OpenVLA
-    from vla_adapt.resources import base_dir
-    from vla_adapt.suggest import validate_model
-
-    before = Bundle.load(bundle)
-    episodes = "paired" if paired else "instruction"
-    started, errors = make_warm_bundle(
-        before, OpenVLA.from_pretrained(base_dir(base)),
-        [open_dataset(source, embodiment=before.embodiment)], [open_dataset(target, embodiment=robot)],
-        validate_model(PairingConfig, {"episodes": episodes, "alignment": alignment}, "warm-start"),
-        validate_model(ActionAdapterConfig, {"kind": kind}, "warm-start"), seed=seed,
-    )  # fmt: skip
-    started.save(out)
-    print(
-        f"{out}: {started.robot} started from {before.robot}; held-out error of the map {errors.adapter:.3f} "
-        f"(linear part {errors.linear:.3f}, copying shared slots {errors.copy:.3f}, predict-the-mean "
-        f"{errors.mean:.3f})\ntrain on from it with `--set warm_start.{started.robot}={out}`"
-    )
-
-
 @app.command()
 def serve(
     adapters: Annotated[Path, typer.Option(help="folder of bundles")],
@@ -207,10 +111,8 @@ def serve(
 
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     token = read_token(token_file) if token_file else None
-    model = OpenVLA.from_pretrained(base_dir(base), device=device).eval()
+    model = OpenVLA.from_pretrained(base_dir(base), device=_device(device)).eval()
     bank = Bank.open(model, adapters, progress=print)
 
     run_server(bank, host, port, token=token, ready_file=ready_file)
@@ -233,21 +135,34 @@ def evaluate(
     token_file: Path | None = None,
     out: Annotated[Path | None, typer.Option(help="JSON of the results; camera strips go beside it")] = None,
     append: Annotated[bool, typer.Option(help="add to OUT instead of replacing it")] = False,
-    run: Annotated[
-        Path | None, typer.Option(help="open loop: a run folder; prints its held-out table")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="a run folder; alone: prints its held-out table")] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="with --run: can the robot be told from the policy's features?")
+    ] = False,
+    windows: Annotated[int, typer.Option(min=1, help="probe: windows per robot")] = 200,
+    folds: Annotated[int, typer.Option(min=2, help="probe: of the cross-validation by episode")] = 5,
+    device: Annotated[str, typer.Option(help="probe: cpu, cuda, ...; auto takes a GPU if any")] = "auto",
 ) -> None:
-    """Judge policies: closed loop in simulation through a running server, or a run's open-loop table.
+    """Judge policies: closed loop in simulation through a running server, a run's open-loop table, or the
+    probe of its features (also left in the run folder for `vla-adapt report`).
 
     Example: vla-adapt evaluate --closed-loop --url http://127.0.0.1:8000 --robot ur5e --episodes 20
+
+    Example: vla-adapt evaluate --probe --run runs/quickstart
     """
     if not closed_loop:
         if run is None:
             raise ValueError(
-                "evaluate wants --closed-loop (drives a server) or --run RUN_DIR (open-loop table)"
+                "evaluate wants --closed-loop (drives a server), --run RUN_DIR (open-loop table) or "
+                "--probe --run RUN_DIR (robots told from features)"
             )
-        _print_open_loop(run)
+        if probe:
+            _probe(run, windows, folds, device)
+        else:
+            _print_open_loop(run)
         return
+    if probe:
+        raise ValueError("got --probe and --closed-loop; run them one after the other")
     from vla_adapt.evaluation.closed_loop import closed_loop as drive
     from vla_adapt.evaluation.closed_loop import load_results, save_results, served_robots
 
@@ -311,6 +226,30 @@ def sim_record(
         else f"recorded in {result.seconds:.0f} s, {result.failed} failed attempts dropped"
     )
     print(f"{result.path}: {sum(result.episodes.values())} episodes, {result.steps} steps ({state})")
+
+
+def _probe(run: Path, windows: int, folds: int, device: str) -> None:
+    from vla_adapt.evaluation.probe_report import HEAD, probe_notes, probe_rows
+    from vla_adapt.evaluation.probe_run import PROBE_JSON, PROBE_PICTURE, probe_run
+    from vla_adapt.evaluation.run_folder import RunFolder
+    from vla_adapt.invariance.probe import ProbeConfig
+
+    opened = RunFolder.open(run)
+    with console.status(f"probing {run}"):
+        found = probe_run(opened, windows, ProbeConfig(folds=folds), _device(device))
+    table = Table(*HEAD, title="can the robot be told from the features?")
+    for row in probe_rows(found):
+        table.add_row(*row)
+    console.print(table)
+    for note in probe_notes(found):
+        print(note)
+    print(f"wrote {run / PROBE_JSON} and {run / PROBE_PICTURE}")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _print_open_loop(run: Path) -> None:

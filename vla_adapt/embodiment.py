@@ -56,7 +56,11 @@ class GripperRange(_Strict):
 
 
 class Camera(_Strict):
-    """A camera by its role (`primary`, `wrist`, ...); a required one must be in every observation."""
+    """A camera by its role (`primary`, `wrist`, ...).
+
+    A dataset may lack any. The doctor tells of a required one that is not there, and where windows hold
+    several cameras it is never made up as a black image.
+    """
 
     required: bool = True
     description: str = ""

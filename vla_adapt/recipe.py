@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
-from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
+from vla_adapt.invariance.objective import InvarianceConfig
 from vla_adapt.policy.heads import HeadConfig
 from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
@@ -26,6 +27,9 @@ class PolicyConfig(BaseModel):
     head: HeadConfig = HeadConfig()
     head_from_base: bool = True
     camera: str = "primary"
+    more_cameras: tuple[str, ...] = Field(
+        default=(), description="further cameras it sees where a robot's data has them, else masked"
+    )
     blind: bool = Field(
         default=False, description="zero all pixels, in training and when served: the control"
     )
@@ -50,6 +54,9 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(
         default=1, gt=0, description="passes, each over an equal part, per optimizer step"
     )
+    checkpointing: bool = Field(
+        default=False, description="keep few activations and compute the others again: less memory, more time"
+    )
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept while it runs, beside the best")
     deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
@@ -68,7 +75,8 @@ class EvaluationConfig(BaseModel):
 
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
-    "workers", "log_every", "save_every", "log_samples", "accumulate", "keep", "deterministic", "patience_s",
+    "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "keep",
+    "deterministic", "patience_s",
 }  # fmt: skip
 
 # A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.
@@ -98,6 +106,7 @@ class Recipe(BaseModel):
         description="robot -> folder of its bundle, from which its adapter and head start",
     )
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
+    invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -137,7 +146,9 @@ class Recipe(BaseModel):
         """What its policies look at, when judged and served."""
         policy, crop = self.policy, self.policy.center_crop
         area = self.augmentation.center_crop if crop is None else crop
-        return ObservationConfig(camera=policy.camera, blind=policy.blind, center_crop=area)
+        return ObservationConfig(
+            camera=policy.camera, more_cameras=policy.more_cameras, blind=policy.blind, center_crop=area
+        )
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""

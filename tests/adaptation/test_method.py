@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
 from vla_adapt.adaptation.concatenate import concatenated
-from vla_adapt.adaptation.method import Frozen, Full, Lora, Nothing, activate
+from vla_adapt.adaptation.method import Frozen, Full, Lora, Nothing, SharedLora, activate
 from vla_adapt.policy.openvla import OpenVLA
 
 
@@ -64,6 +65,30 @@ def test_activate_switches_between_robots(model: OpenVLA):
     activate(model, None)
     assert torch.allclose(logits(model), plain, atol=1e-6)
     assert all(parameter.requires_grad for name, parameter in model.named_parameters() if "lora_" in name)
+
+
+def test_the_shared_adapter_is_of_every_robot_but_not_of_the_bare_base(model: OpenVLA):
+    before = logits(model)
+    Lora(rank=2, shared=SharedLora(rank=3, alpha=4)).prepare(model, ["left", "right"])
+    mine = {name: p for name, p in model.named_parameters() if adapter_of(name) == SHARED}
+    assert mine
+    assert all(parameter.requires_grad for parameter in mine.values())
+    with torch.no_grad():
+        for parameter in mine.values():
+            parameter.normal_(std=0.1)
+    activate(model, "left")
+    left = logits(model)
+    assert not torch.allclose(left, before, atol=1e-3)
+    activate(model, "right")  # whose own adapter still changes nothing
+    assert torch.allclose(logits(model), left, atol=1e-6)
+    activate(model, None)
+    assert torch.allclose(logits(model), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("robots", [["left", "shared"], ["left.arm"]])
+def test_robots_that_no_adapter_can_be_named_after_are_refused(model: OpenVLA, robots: list[str]):
+    with pytest.raises(ValueError, match="cannot be called"):
+        Lora().prepare(model, robots)
 
 
 @pytest.mark.parametrize(("method", "trains"), [(Frozen(), False), (Nothing(), False), (Full(), True)])

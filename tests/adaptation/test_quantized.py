@@ -1,4 +1,4 @@
-"""QLoRA: refused by name without bitsandbytes; with it, trains on 4 bits and leaves an adapter of the base."""
+"""QLoRA: refused by name without bitsandbytes; with it, trains on 4 bits and leaves an adapter."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from vla_adapt.adaptation import low_rank
 from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
 from vla_adapt.adaptation.method import TARGETS
 from vla_adapt.adaptation.routed import RoutedLinear, route, routed
@@ -109,7 +110,7 @@ def check(
         assert (mine - theirs).abs().max() <= bound * scale, name
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("checkpointing", "dense"), [(False, True), (True, False)])
 @pytest.mark.parametrize(
     "case",
     [
@@ -120,8 +121,11 @@ def check(
     ],
     ids=str,
 )
-def test_equals_each_robot_alone_in_plain_peft(random_base: Path, case: Case, checkpointing: bool):
+def test_equals_each_robot_alone_in_plain_peft(
+    random_base: Path, case: Case, checkpointing: bool, dense: bool, monkeypatch: pytest.MonkeyPatch
+):
     """The backward pass comes after the route has ended, which checkpointed layers must not notice."""
+    monkeypatch.setattr(low_rank, "dense_is_cheaper", lambda *_: dense)
     model = build(random_base, case, ours=True).train()
     if checkpointing:
         model.gradient_checkpointing_enable()

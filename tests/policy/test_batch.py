@@ -158,3 +158,37 @@ def test_segments_are_each_robots_neighboring_rows(make_batch):
     batch.robots = ["a", "b", "a"]
     with pytest.raises(ValueError, match="must be neighbors"):
         batch.segments()
+
+
+def test_further_cameras_are_seen_where_they_are(tiny_dir, normalizers, builder):
+    two = BatchBuilder.from_pretrained(tiny_dir, normalizers, more_cameras=("wrist",))
+    both, one, masked = (window("arm", seed) for seed in range(3))
+    both["images"]["wrist"] = both["images"]["primary"][::-1].copy()
+    masked["images"]["wrist"] = np.zeros_like(masked["images"]["primary"])
+    masked["image_mask"] = {"primary": True, "wrist": False}
+    batch = two.windows([both, one, masked])
+    assert batch.pixel_values.shape == (3, 12, 84, 84)
+    assert batch.camera_mask is not None
+    assert batch.camera_mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert torch.equal(batch.pixel_values[:, :6], builder.windows([both, one, masked]).pixel_values)
+    flipped = builder.windows([{**both, "images": {"primary": both["images"]["wrist"]}}])
+    assert torch.equal(batch.pixel_values[:1, 6:], flipped.pixel_values)
+    live = two.observation({"images": both["images"], "prompt": "lift the cube"}, "arm")
+    assert torch.equal(live.pixel_values, batch.pixel_values[:1])
+
+
+def test_each_camera_is_augmented_under_its_own_name(tiny_dir, normalizers):
+    asked = []
+
+    def augment(samples, camera, planes):
+        asked.append((samples, camera))
+        return planes
+
+    two = BatchBuilder.from_pretrained(tiny_dir, normalizers, augment=augment, more_cameras=("wrist",))
+    given = window("arm", 0)
+    given["images"]["wrist"] = given["images"]["primary"]
+    given["ids"]["sample"] = 7
+    two.windows([given])
+    assert asked == [([7], "primary"), ([7], "wrist")]
+    two.observation({"images": given["images"], "prompt": "lift the cube"}, "arm")
+    assert len(asked) == 2

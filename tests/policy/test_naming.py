@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla_adapt.policy.naming import to_original, to_ours
+from vla_adapt.policy.naming import original_module, our_modules, to_original, to_ours
 
 
 def test_every_used_tensor_of_the_tiny_model_survives_the_round_trip(tiny_model):
@@ -34,3 +34,17 @@ def test_adapter_weights_are_refused_by_name():
     name = "vision_backbone.featurizer.encoder.layer.0.attention.q_proj.lora_A.default.weight"
     with pytest.raises(ValueError, match="merge or unload adapters"):
         to_original({name: torch.zeros(2, 2)})
+
+
+def test_module_names_go_both_ways():
+    fused = "vision_backbone.featurizer.blocks.7.attn.qkv"
+    parts = our_modules(fused)
+    assert parts[1] == "vision_backbone.featurizer.encoder.layer.7.attention.k_proj"
+    assert [original_module(part) for part in parts] == [(fused, 0), (fused, 1), (fused, 2)]
+    patches = "vision_backbone.fused_featurizer.patch_embed.proj"
+    for original in (patches, "language_model.lm_head", "projector.fc1"):
+        (ours,) = our_modules(original)
+        assert original_module(ours) == (original, None)
+    assert our_modules("vision_backbone.fused_featurizer.attn_pool.kv") == ()
+    with pytest.raises(ValueError, match="no counterpart in the original"):
+        original_module("vision_backbone.featurizer.encoder.extra")

@@ -1,4 +1,4 @@
-"""Launches of several processes without their imports, and the files that training leaves, for these tests."""
+"""Launches of several training processes that cost no imports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Launcher:
         )  # fmt: skip
 
     def __call__(self, recipe: Recipe, world: int = 2, **order: Any) -> Launch:
-        """One launch. `signal_at` seconds after the file `wait_for` appears, `victims` get `signal` (SIGKILL)."""
+        """One launch; `signal_at` seconds after file `wait_for` appears, `victims` get `signal` (SIGKILL)."""
         assert self._zygote.stdin is not None
         assert self._zygote.stdout is not None
         order |= {"recipe": recipe.model_dump(mode="json"), "world": world, "log": str(self._log)}
@@ -51,12 +51,13 @@ class Launcher:
     def close(self) -> None:
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
-        self._zygote.wait(timeout=30)
+        self._zygote.kill()  # nothing runs any more; a teardown of torch takes seconds
+        self._zygote.wait()
 
 
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """`launcher(recipe, world=2)`: real gloo processes that train, forked from one that has imported already."""
+    """`launcher(recipe, world=2)`: real gloo processes that train, forked from one that is ready."""
     launcher = Launcher(tmp_path_factory.mktemp("ranks"))
     yield launcher
     launcher.close()

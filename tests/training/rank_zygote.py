@@ -75,8 +75,12 @@ def launch(order: dict[str, Any]) -> list[int]:
         for child in children:
             if child not in statuses and (ended := os.waitpid(child, os.WNOHANG))[0]:
                 statuses[child] = os.waitstatus_to_exitcode(ended[1])
-        if time.monotonic() > until:
-            for child in set(children) - statuses.keys():
+        left = {child for child in children if child not in statuses}
+        frozen = order.get("signal") == signal.SIGSTOP and left == {
+            children[rank] for rank in order["victims"]
+        }
+        if frozen or time.monotonic() > until:
+            for child in left:
                 os.kill(child, signal.SIGKILL)
         time.sleep(0.005)
     return [statuses[child] for child in children]

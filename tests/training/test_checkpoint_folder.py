@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,7 @@ def killed_at(moment: int, action: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path):
     """One process per file operation of a save that also prunes; each is killed before that operation."""
     moment = 0
@@ -127,7 +129,7 @@ def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path):
         folder = CheckpointFolder(tmp_path / "run", keep=1)
         save(folder, 5, metric=1.0)
         save(folder, 10)
-        died = killed_at(moment, lambda: save(folder, 15, metric=0.5))
+        died = killed_at(moment, partial(save, folder, 15, metric=0.5))
         folder.sweep()
         newest, faults = folder.newest_whole()
         assert newest in (10, 15)

@@ -39,6 +39,7 @@ MODES: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
 }
 HEADS = ("tokens", "parallel", "readout", "flow")
+ALIGNED = ({}, {"method": "dann", "tap": "hidden"}, {"method": "mmd"}, {"method": "coral", "tap": "hidden"})
 INPUTS = tuple(product((True, False), ("none", "token", "soft_prompt")))  # proprio, condition
 
 
@@ -59,7 +60,10 @@ def plain(head: str, **more: Any) -> dict[str, Any]:
             "the stage from step 0 trains the head alone",
         ),
         ({"adaptation": STAGED, "train": {"steps": 2}}, "a stage begins at step 2, the run ends after 2"),
-        ({"adaptation": {"kind": "full"}, "warm_start": {"ur5e": "x"}}, "'full' trains one base for all"),
+        (
+            {"adaptation": {"kind": "full"}, "warm_start": {"ur5e": "x"}},
+            "'full' trains one base for all robots",
+        ),
         ({"adaptation": STAGED, "warm_start": {"ur5e": "x"}}, "'staged' trains one base for all robots"),
         (
             {
@@ -69,6 +73,18 @@ def plain(head: str, **more: Any) -> dict[str, Any]:
             "auxiliary: with adaptation 'frozen' and a readout head nothing that trains",
         ),
         ({"adaptation": {"kind": "none"}, "auxiliary": {"weight": 1.0}}, "auxiliary: with adaptation 'none'"),
+        (
+            {"adaptation": {"kind": "frozen"}, "invariance": {"method": "dann"}},
+            "invariance 'dann' at 'patches': with adaptation 'frozen' nothing that trains",
+        ),
+        (
+            {
+                "adaptation": {"kind": "frozen"}, "policy": {"head": plain("flow")},
+                "invariance": {"method": "mmd", "tap": "hidden"},
+            },
+            "invariance 'mmd' at 'hidden': with adaptation 'frozen' nothing",
+        ),
+        ({"adaptation": {"kind": "none"}, "invariance": {"method": "coral"}}, "invariance 'coral'"),
     ],
 )  # fmt: skip
 def test_refusals(make_recipe: MakeRecipe, changes: dict[str, Any], message: str):
@@ -103,19 +119,24 @@ def test_every_combination_is_taken_or_refused_by_name(
     assert bool(notes) == (mode == "frozen" and not kept)
 
 
-def latin_square() -> list[tuple[str, str, tuple[bool, str]]]:
-    """Each mode with each head once, each head with each choice of inputs once."""
+def latin_square() -> list[tuple[str, str, tuple[bool, str], dict[str, str]]]:
+    """Each mode with each head once, each head with each choice of inputs and each invariance loss."""
     return [
-        (mode, head, INPUTS[(row + column) % len(INPUTS)])
+        (mode, head, INPUTS[(row + column) % len(INPUTS)], ALIGNED[(row + column) % len(ALIGNED)])
         for row, mode in enumerate(MODES)
         for column, head in enumerate(HEADS)
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "head", "inputs"), latin_square())
-def test_modes_and_heads_train_and_resume(
-    make_recipe: MakeRecipe, tmp_path: Path, mode: str, head: str, inputs: tuple[bool, str]
+@pytest.mark.parametrize(("mode", "head", "inputs", "invariance"), latin_square())
+def test_modes_heads_and_invariance_train_and_resume(
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    mode: str,
+    head: str,
+    inputs: tuple[bool, str],
+    invariance: dict[str, str],
 ):
     if mode == "qlora" and find_spec("bitsandbytes") is None:
         with pytest.raises(ValueError, match="'qlora' needs bitsandbytes"):
@@ -125,8 +146,14 @@ def test_modes_and_heads_train_and_resume(
     given = plain(head, proprio=proprio, condition=condition)
     method = MODES[mode] | ({"cache_dir": str(tmp_path / "cache")} if mode == "frozen" else {})
     recipe = make_recipe(
-        str(tmp_path), adaptation=method, policy={"head": given}, train={"steps": 3, "batch_size": 4}
-    )
+        str(tmp_path), adaptation=method, policy={"head": given}, train={"steps": 3, "batch_size": 4},
+        invariance=invariance,
+    )  # fmt: skip
+    untold = head in ("readout", "flow") and condition == "none"
+    if mode == "frozen" and invariance and (untold or invariance.get("tap") != "hidden"):
+        with pytest.raises(ValueError, match="nothing that trains lies before these features"):
+            prepare(recipe)
+        return
     whole = started(recipe)
     before = weights(whole)
     for step in range(3):

@@ -12,11 +12,18 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate import Accelerator
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
 
+from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
+from vla_adapt.resources import tiny_base_dir
 from vla_adapt.training import launch as launching
+from vla_adapt.training.launch_command import asked_processes
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "recipes" / "launch"
 
 
 def losses(folder: Path) -> dict[tuple[int, str], float]:
@@ -24,34 +31,29 @@ def losses(folder: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], row["robot"]): row["loss"] for row in rows}
 
 
-def launch(
-    recipe: Recipe, folder: Path, processes: int, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def launch(recipe: Recipe, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes, as `recipes/launch/cpu-2.yaml` starts them."""
     file = folder.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    several = ["--multi_gpu"] if processes > 1 else []
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes),
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-        "--main_process_port", "0", str(ROOT / "scripts" / "finetune.py"), str(file),
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu-2.yaml"),
+        str(ROOT / "scripts" / "finetune.py"), str(file),
     ]  # fmt: skip
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_give_the_same_losses(make_recipe: Callable[..., Recipe], tmp_path: Path):
-    folders = {}
-    for processes in (1, 2):
-        folder = tmp_path / f"ranks{processes}"
-        result = launch(make_recipe(str(folder)), folder, processes)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert f"{processes} process(es)" in result.stdout
-        folders[processes] = folder
-    one, two = losses(folders[1]), losses(folders[2])
+def test_two_processes_give_the_losses_of_one(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, finished_run: Path
+):
+    result = launch(make_recipe(str(tmp_path / "two")), tmp_path / "two")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 process(es) on cpu (MULTI_CPU)" in result.stdout
+    one, two = losses(finished_run), losses(tmp_path / "two")
     assert one.keys() == two.keys()
     assert max(abs(one[key] - two[key]) for key in one) < 1e-5
 
@@ -61,7 +63,7 @@ def test_a_recipe_that_cannot_run_ends_all_processes_with_one_line(
     make_recipe: Callable[..., Recipe], tmp_path: Path
 ):
     recipe = make_recipe(str(tmp_path / "r"), mixture=[{"path": str(tmp_path / "nowhere")}])
-    result = launch(recipe, tmp_path / "r", 2)
+    result = launch(recipe, tmp_path / "r")
     assert result.returncode != 0
     said = [line for line in result.stderr.splitlines() if line.startswith("finetune: ")]
     assert len(said) == 1, result.stderr[-3000:]
@@ -69,11 +71,93 @@ def test_a_recipe_that_cannot_run_ends_all_processes_with_one_line(
     assert "exitcode  : 2" in result.stderr
 
 
-def test_a_launch_that_would_train_alone_is_refused(monkeypatch: pytest.MonkeyPatch):
-    alone = Accelerator(cpu=True)
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
+    """What every silent fallback ends as: one process on the CPU."""
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(launching, "Accelerator", lambda **options: accelerator)
+    monkeypatch.setattr(launching, "launcher_command", list)
+    for variable in ("WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU"):
+        monkeypatch.delenv(variable, raising=False)
+    return accelerator
+
+
+def test_a_launch_that_would_train_alone_is_refused(alone: Accelerator, monkeypatch: pytest.MonkeyPatch):
+    assert launching.start_accelerator("fp32") is alone
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(launching, "Accelerator", lambda **options: alone)
     with pytest.raises(ValueError, match="launched 2 processes, Accelerate joined 1"):
         launching.start_accelerator("fp32")
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert launching.start_accelerator("fp32") is alone
+
+
+def test_a_launcher_that_started_fewer_than_told_is_refused(
+    alone: Accelerator, monkeypatch: pytest.MonkeyPatch
+):
+    command = ["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "scripts/finetune.py"]
+    monkeypatch.setattr(launching, "launcher_command", lambda: command)
+    with pytest.raises(
+        ValueError, match=r"told to launch 2 processes and started one; .*--multi_gpu --num_processes 2"
+    ):
+        launching.start_accelerator("fp32")
+    command[5] = "1"
+    assert launching.start_accelerator("fp32") is alone
+
+
+@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
+def test_a_way_that_was_dropped_is_refused(
+    alone: Accelerator, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+):
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
+    with pytest.raises(
+        ValueError, match=rf"asks for {name} \(ACCELERATE_USE_{variable}\), Accelerate made it NO"
+    ):
+        launching.start_accelerator("fp32")
+    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "false")
+    assert launching.start_accelerator("fp32") is alone
+
+
+WAYS = {
+    "cpu-2": (DistributedType.MULTI_GPU, 2), "gpu-1": (DistributedType.NO, 1),
+    "gpu-8": (DistributedType.MULTI_GPU, 8), "fsdp": (DistributedType.FSDP, 16),
+}  # fmt: skip
+
+
+def test_there_are_no_other_launch_configs():
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == set(WAYS)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_launch_configs_are_what_accelerate_reads(name: str):
+    file = CONFIGS / f"{name}.yaml"
+    config = load_config_from_file(str(file))
+    assert (config.distributed_type, config.num_processes) == WAYS[name]
+    arguments = launch_command_parser().parse_args(
+        ["--config_file", str(file), "scripts/finetune.py", "quickstart"]
+    )
+    arguments, _, _ = _validate_launch_command(arguments)
+    assert arguments.use_fsdp == (name == "fsdp")
+    assert arguments.num_processes == WAYS[name][1]
+    if name == "fsdp":
+        assert arguments.fsdp_version == 2
+        assert arguments.fsdp_transformer_layer_cls_to_wrap in {
+            part.__name__ for part in set(map(type, tiny().modules()))
+        }
+    command = [
+        *["python", "-m", "accelerate.commands.launch", "--config_file"],
+        str(file),
+        "scripts/finetune.py",
+        "x",
+    ]
+    assert asked_processes(command) == WAYS[name][1]
+
+
+def tiny() -> OpenVLA:
+    return OpenVLA.from_pretrained(tiny_base_dir())
+
+
+def test_the_slurm_script_is_a_script():
+    assert subprocess.run(["bash", "-n", str(CONFIGS / "slurm.sh")], check=False).returncode == 0
+    empty = subprocess.run([str(CONFIGS / "slurm.sh")], capture_output=True, text=True, check=False)
+    assert empty.returncode == 2
+    assert "usage: sbatch" in empty.stderr

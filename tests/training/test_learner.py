@@ -100,3 +100,29 @@ def test_robots_of_one_base_share_a_head_but_not_their_conditions(
     assert any(parameter is one.fc2.weight for parameter in groups["shared"])
     setting.learner(mixed(setting))["loss"].backward()
     assert all(groups[robot][0].grad is not None for robot in ("ur5e", "bimanual_panda"))
+
+
+@pytest.mark.parametrize("method", ["dann", "mmd", "coral"])
+@pytest.mark.parametrize("tap", ["patches", "hidden"])
+def test_an_invariance_loss_reaches_the_adapters(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, method: str, tap: str
+):
+    chosen = {"method": method, "tap": tap, "schedule": "constant", "conditional": method == "dann"}
+    plain = prepare(make_recipe(str(tmp_path / "plain")))
+    setting = prepare(make_recipe(str(tmp_path / "aligned"), invariance=chosen))
+    batch = mixed(setting)
+    outputs = [each.learner(batch, progress=0.5) for each in (plain, setting)]
+    assert torch.equal(outputs[0]["loss_per_sample"], outputs[1]["loss_per_sample"])
+    assert outputs[1]["invariance/strength"].item() == 1.0
+    assert not any(key.startswith("invariance") for key in outputs[0])
+    for output in outputs:
+        output["loss"].backward()
+    groups = [each.learner.groups() for each in (plain, setting)]
+    assert ("invariance" in groups[1]) == (method == "dann")
+    for robot in ("ur5e", "bimanual_panda"):
+        changed = [
+            not torch.equal(one.grad, two.grad)
+            for one, two in zip(groups[0][robot], groups[1][robot], strict=True)
+            if one.grad is not None and two.grad is not None
+        ]
+        assert any(changed), robot

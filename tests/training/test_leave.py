@@ -16,7 +16,7 @@ from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import fake_data
-from vla_adapt.episodes.write import RldsWriter
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
 from vla_adapt.serving.protocol import ObservationError
@@ -176,3 +176,21 @@ def test_own_and_shared_adapter_are_left_as_one(make_recipe: MakeRecipe, tmp_pat
         assert bundle.adapter_config is not None
         assert bundle.adapter_config.r == 6
         assert bundle.verify(base).max_difference < 1e-4
+
+
+def test_a_policy_of_two_cameras_is_left_and_served(
+    make_recipe: MakeRecipe, tmp_path: Path, random_base: Path
+):
+    policy = {"head": {"kind": "parallel", "horizon": 4}, "more_cameras": ["wrist"]}
+    run = train(make_recipe(str(tmp_path / "run"), policy=policy))
+    bundle = Bundle.load(run / "bundles" / "ur5e")
+    assert bundle.observation.more_cameras == ("wrist",)
+    assert bundle.golden is not None
+    assert set(bundle.golden.more_images) == {"wrist"}
+    base = OpenVLA.from_pretrained(random_base)
+    assert bundle.verify(base).max_difference < 1e-4
+    observation = bundle.golden.observation("primary")
+    policy_now = bundle.attach(base)
+    seen = policy_now.act(observation)
+    observation["images"] = {"primary": observation["images"]["primary"]}
+    assert np.abs(policy_now.act(observation) - seen).max() > 1e-6, "the wrist image matters"

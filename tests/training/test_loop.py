@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.evaluation.report import write_report
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
@@ -42,7 +42,7 @@ def test_what_a_run_leaves(finished_run: Path):
     assert wanted <= rows[0].keys()
     assert len(json.loads((finished_run / "open_loop.json").read_text())) == 2
     assert list((finished_run / "tensorboard").iterdir())
-    assert not (finished_run / "resume.pt").exists()
+    assert not (finished_run / "checkpoints").exists()
     assert not (finished_run / "model").exists(), "an adapter run must not save or merge the base"
 
 
@@ -61,6 +61,31 @@ def test_a_finished_run_is_left_alone(finished_run: Path, make_recipe: Callable[
     before = (finished_run / "summary.json").stat().st_mtime_ns
     loop.train(make_recipe(str(finished_run)))
     assert (finished_run / "summary.json").stat().st_mtime_ns == before
+
+
+def test_an_adversary_trains_is_logged_and_thrown_away(
+    make_recipe: Callable[..., Recipe], finished_run: Path, tmp_path: Path
+):
+    run = loop.train(make_recipe(str(tmp_path / "dann"), invariance={"method": "dann", "weight": 0.5}))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {"invariance_accuracy", "invariance_strength", "invariance_cross_entropy"} <= rows[-1].keys()
+    assert 0 < rows[-1]["invariance_strength"] < 0.5
+    assert rows[-1]["invariance_accuracy"] == rows[-2]["invariance_accuracy"]
+    for robot in ("ur5e", "bimanual_panda"):
+        one, two = (load_file(each / "bundles" / robot / "head.safetensors") for each in (run, finished_run))
+        assert one.keys() == two.keys()
+        assert any(not torch.equal(one[key], two[key]) for key in one)
+
+
+def test_an_invariance_loss_of_weight_0_changes_nothing_at_all(
+    make_recipe: Callable[..., Recipe], finished_run: Path, tmp_path: Path
+):
+    run = loop.train(make_recipe(str(tmp_path / "off"), invariance={"method": "dann", "weight": 0}))
+    assert losses(run) == losses(finished_run)
+    for robot in ("ur5e", "bimanual_panda"):
+        for file in ("adapter_model.safetensors", "head.safetensors"):
+            paths = [each / "bundles" / robot / file for each in (run, finished_run)]
+            assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_padded_slots_get_no_gradient(make_recipe: Callable[..., Recipe], tmp_path: Path):
@@ -237,6 +262,6 @@ def test_batch_must_split_evenly(
     class Three:
         num_processes = 3
 
-    monkeypatch.setattr(loop, "start_accelerator", lambda precision: Three())
+    monkeypatch.setattr(loop, "start_accelerator", lambda precision, patience: Three())
     with pytest.raises(ValueError, match="batch_size 8 cannot be split over 3 processes"):
         loop.train(make_recipe(str(tmp_path / "r")))

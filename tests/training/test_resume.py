@@ -107,9 +107,10 @@ def test_falls_back_to_the_one_before_and_says_so(make_recipe: MakeRecipe, tmp_p
     first = save(saved, 3, seed=3)
     save(saved, 6, seed=6)
     (saved.folder.path(6) / lost).unlink()
-    state = make(1)
-    point = keeper(recipe).restore(state)
+    found, state = keeper(recipe), make(1)
+    point = found.restore(state)
     assert point.step == 3
+    assert "step-00000003" in found.where()
     assert point.notes == [f"passed over a damaged checkpoint, step-00000006: {lost} is missing"]
     assert torch.equal(weight(state), weight(first))
 
@@ -142,7 +143,8 @@ def test_one_of_another_recipe_is_refused_and_stays(make_recipe: MakeRecipe, tmp
 def test_keys_that_change_no_update_may_change(make_recipe: MakeRecipe, tmp_path: Path):
     save(keeper(make_recipe(str(tmp_path))), 3)
     train = {
-        "steps": 3, "batch_size": 8, "log_every": 2, "workers": 1, "accumulate": 2, "keep": 9, "save_every": 7,
+        "steps": 3, "batch_size": 8, "log_every": 2, "workers": 1, "accumulate": 2, "keep": 9,
+        "save_every": 7, "deterministic": True, "log_samples": True,
     }  # fmt: skip
     assert keeper(make_recipe(str(tmp_path), train=train)).last_step == 3
 

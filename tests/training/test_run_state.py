@@ -1,4 +1,4 @@
-"""State in files: restored exactly, refused when it is of something else, never saved when it has diverged."""
+"""State in files: restored exactly, refused when it is of something else, not saved when diverged."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def test_reading_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     state = make(0)
     state.write(tmp_path, 0)
     torch.save({"optimizer": Evil()}, tmp_path / "optimizer.pt")
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         state.read(tmp_path, 0)
     assert "code ran" not in capsys.readouterr().out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
-from vla_adapt.episodes.loader import make_loader
+from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes import fake_data, open_dataset
+from vla_adapt.episodes.mixing.loader import make_loader
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import Augmentation, AugmentationConfig, CenterCrop
@@ -110,6 +115,31 @@ def test_a_center_crop_without_augmentation_is_trained_on_too(
     setting = prepare(make_recipe(str(tmp_path), policy=policy, augmentation=still))
     assert isinstance(setting.builder.augment, Augmentation)
     assert torch.equal(setting.builder.windows(windows).pixel_values, wanted)
+
+
+def test_a_run_chooses_its_camera(make_recipe: MakeRecipe, tmp_path: Path, random_base: Path):
+    """Data of a wrist camera alone, of a robot that declares a primary one."""
+    robot, rng = Embodiment.load("ur5e"), np.random.default_rng(0)
+    with RldsWriter(tmp_path, "wrist_only", robot) as writer:
+        for split in ("train", "val"):
+            data = fake_data(robot, rng, length=6)
+            writer.add(split, replace(data, images={"wrist": data.images["wrist"]}))
+    mixture = [{"path": str(writer.path)}]
+    head = {"kind": "parallel", "horizon": 4, "proprio": True}
+    with pytest.raises(
+        ValueError, match=r"wrist_only: no camera 'primary', .* it has wrist: set policy\.camera"
+    ):
+        prepare(make_recipe(str(tmp_path / "no"), mixture=mixture, policy={"head": head}))
+    run = loop.train(
+        make_recipe(str(tmp_path / "run"), mixture=mixture, policy={"head": head, "camera": "wrist"})
+    )
+    bundle = Bundle.load(run / "bundles" / "ur5e")
+    assert bundle.golden is not None
+    np.testing.assert_array_equal(
+        bundle.golden.image, open_dataset(writer.path, split="val")[0].image(0, "wrist")
+    )
+    bank = Bank(OpenVLA.from_pretrained(random_base), [bundle])
+    assert {name for name, rule in bank.robots()["ur5e"]["cameras"].items() if rule["required"]} == {"wrist"}
 
 
 def test_a_blind_policy_is_not_augmented(make_recipe: MakeRecipe, tmp_path: Path):

@@ -80,7 +80,9 @@ class Bank:
 
 def _metadata(bundle: Bundle, policy: RobotPolicy) -> dict[str, Any]:
     embodiment = bundle.embodiment
-    cameras = dict.fromkeys([*embodiment.cameras, bundle.observation.camera])
+    cameras = dict.fromkeys(
+        [*embodiment.cameras, bundle.observation.camera, *bundle.observation.more_cameras]
+    )
     return {
         "robot": bundle.robot,
         "title": embodiment.title,

@@ -38,6 +38,7 @@ from vla_adapt.policy.openvla import OpenVLA
 
 FORMAT = 1
 MANIFEST = "bundle.json"
+_IMAGE_OF = "image/"  # in golden.npz, before the name of a further camera
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -45,7 +46,8 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 class Golden:
     """One observation and the action chunk [H, D] (robot units) the bundle gave for it when it was saved.
 
-    `state` is None where none was recorded.
+    `image` is of the policy's first camera, `more_images` {camera: image} of others. `state` is None where
+    none was recorded.
     """
 
     image: np.ndarray
@@ -53,24 +55,31 @@ class Golden:
     prompt: str
     actions: np.ndarray
     tolerance: float = 1e-3
+    more_images: dict[str, np.ndarray] = field(default_factory=dict)
 
     def observation(self, camera: str) -> dict[str, Any]:
         state = {} if self.state is None else {"state": self.state}
-        return {"images": {camera: self.image}, **state, "prompt": self.prompt}
+        return {"images": {camera: self.image, **self.more_images}, **state, "prompt": self.prompt}
 
     def save(self, file: Path) -> None:
         state = {} if self.state is None else {"state": self.state}
+        more = {f"{_IMAGE_OF}{camera}": image for camera, image in self.more_images.items()}
         np.savez_compressed(
-            file, image=self.image, **state, prompt=np.str_(self.prompt), actions=self.actions,
+            file, image=self.image, **more, **state, prompt=np.str_(self.prompt), actions=self.actions,
             tolerance=np.float64(self.tolerance),
         )  # fmt: skip
 
     @staticmethod
     def record(
-        policy: RobotPolicy, image: np.ndarray, state: np.ndarray | None, prompt: str, tolerance: float
+        policy: RobotPolicy,
+        image: np.ndarray,
+        state: np.ndarray | None,
+        prompt: str,
+        tolerance: float,
+        more_images: dict[str, np.ndarray] | None = None,
     ) -> Golden:
         """What `policy` answers to an observation."""
-        asked = Golden(image, state, prompt, np.zeros(0), tolerance)
+        asked = Golden(image, state, prompt, np.zeros(0), tolerance, more_images or {})
         return replace(asked, actions=policy.act(asked.observation(policy.camera)))
 
     @staticmethod
@@ -82,6 +91,7 @@ class Golden:
                 str(stored["prompt"]),
                 stored["actions"],
                 float(stored["tolerance"]),
+                {name.removeprefix(_IMAGE_OF): stored[name] for name in stored if name.startswith(_IMAGE_OF)},
             )
 
 

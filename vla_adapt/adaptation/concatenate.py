@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
 from vla_adapt.adaptation.adapter_name import SHARED, adapter_of, file_key
-from vla_adapt.adaptation.routed import RoutedLinear
 from vla_adapt.policy.openvla import OpenVLA
 
 
@@ -29,7 +29,7 @@ def concatenated(model: OpenVLA, robot: str) -> tuple[LoraConfig, dict[str, Tens
         has = ", ".join(sorted(configs.keys() - {SHARED})) or "none"
         raise ValueError(f"no adapter of '{robot}' in this model; it has {has}")
     config = copy.copy(configs[robot])
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, RoutedLinear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     names = [robot, SHARED] if SHARED in configs else [robot]
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -42,7 +42,7 @@ def concatenated(model: OpenVLA, robot: str) -> tuple[LoraConfig, dict[str, Tens
     return config, tensors
 
 
-def _joined(layer: RoutedLinear, names: list[str], inner: bool, like: Tensor) -> Tensor:
+def _joined(layer: LoraLayer, names: list[str], inner: bool, like: Tensor) -> Tensor:
     sides: Any = layer.lora_A if inner else layer.lora_B
     parts: list[Tensor] = [sides[name].weight.detach() for name in names]
     if not inner and len(names) > 1:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def atomic_folder(target: str | Path) -> Iterator[Path]:
@@ -44,6 +46,31 @@ def replace_text(file: Path, text: str) -> None:
         sync(file.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def claim_folder(target: str | Path, marker: str, overwrite: bool) -> None:
+    """Refuse to write over what is there, unless asked to and it is one of ours (it holds `marker`).
+
+    Raises:
+        ValueError: `target` exists and `overwrite` is False, or it holds something else than `marker` says.
+    """
+    target = Path(target)
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{target} exists; choose another folder, or pass --overwrite to replace it")
+    if not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file()):
+        raise ValueError(f"{target} holds no {marker}, so it is not replaced; choose another folder")
+
+
+@contextmanager
+def told_disk_errors(target: str | Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder and the like, met while writing `target`, into a ValueError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot write {target}: {reason}; nothing was left behind") from error
 
 
 def sweep(folder: Path) -> None:

@@ -17,7 +17,7 @@ from vla_adapt.adaptation.constants import Constants, check_constants, put_const
 from vla_adapt.adaptation.method import activate
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
-from vla_adapt.policy.heads import ActionHead
+from vla_adapt.policy.heads import ActionHead, HeadOutput
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import CenterCrop, CenterCropArea
 
@@ -27,6 +27,7 @@ class ObservationConfig(BaseModel):
 
     Attributes:
         camera: whose images.
+        more_cameras: further cameras, seen where an observation has them.
         blind: zero all pixels (the control policy).
         center_crop: area of the middle of the image that is stretched to full size, 1: the whole image;
             `true` is OpenVLA's 0.9, for policies trained with random crops.
@@ -34,12 +35,14 @@ class ObservationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     camera: str = "primary"
+    more_cameras: tuple[str, ...] = ()
     blind: bool = False
     center_crop: CenterCropArea = 1.0
 
     def __str__(self) -> str:
         part = f", middle {self.center_crop:g} of its area" if self.center_crop < 1 else ""
-        return f"`{self.camera}`{part}{', zeroed (blind)' if self.blind else ''}"
+        cameras = ", ".join(f"`{name}`" for name in (self.camera, *self.more_cameras))
+        return f"{cameras}{part}{', zeroed (blind)' if self.blind else ''}"
 
     @property
     def view(self) -> CenterCrop | None:
@@ -82,6 +85,7 @@ class RobotPolicy:
             blind=self.observation.blind,
             image_key=self.camera,
             view=self.observation.view,
+            more_cameras=self.observation.more_cameras,
         )
 
     @property
@@ -116,19 +120,28 @@ class RobotPolicy:
         Raises:
             ValueError: a missing camera or key, a state of the wrong width or with NaN.
         """
-        state = mask = None
-        if self.reads_state:
-            if observation.get("state") is None:
-                wanted = self.embodiment.proprio_dim
-                raise ValueError(f"observation of '{self.robot}' has no 'state'; wanted {wanted} numbers")
-            state, mask = self._proprio.to_unified(self.embodiment.check_proprio(observation["state"]))
-        batch = self._builder.observation(observation, self.robot, state, mask)
-        actions = self._actions.to_robot(self._predict(batch)[0]).astype(np.float32)
+        actions = self._actions.to_robot(self._predict(self.batch(observation))[0]).astype(np.float32)
         return put_constants(self.embodiment, actions, self.constants)
+
+    def batch(self, observation: Mapping[str, Any]) -> PolicyBatch:
+        """One observation as the model sees it; see `act`."""
+        if not self.reads_state:
+            return self._builder.observation(observation, self.robot)
+        if observation.get("state") is None:
+            wanted = self.embodiment.proprio_dim
+            raise ValueError(f"observation of '{self.robot}' has no 'state'; wanted {wanted} numbers")
+        state, mask = self._proprio.to_unified(self.embodiment.check_proprio(observation["state"]))
+        return self._builder.observation(observation, self.robot, state, mask)
 
     def predict_windows(self, windows: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "B H 32"]:
         """Predicted unified chunks in SI units for windows of recorded episodes."""
         return self._predict(self._builder.windows(windows))
+
+    def answer_windows(self, windows: Sequence[Mapping[str, Any]]) -> HeadOutput:
+        """What the head makes of windows of recorded episodes, without gradients: loss, chunks, features."""
+        activate(self.model, self.robot if self.adapted else None)
+        with torch.no_grad():
+            return self.head(self.model, self._builder.windows(windows).to(self.model.device))
 
     def _predict(self, batch: PolicyBatch) -> Float[np.ndarray, "B H 32"]:
         activate(self.model, self.robot if self.adapted else None)

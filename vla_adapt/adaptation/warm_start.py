@@ -31,8 +31,8 @@ from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import model_card
 from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_action_adapter
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics import RobotStatistics, robot_statistics
 from vla_adapt.policy.heads import ActionHead, load_head
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.parallel_head import ParallelHead
@@ -90,7 +90,8 @@ def make_warm_bundle(
     if policy.reads_state:
         assert episode.state is not None, "robot_statistics measured one"
         state = np.asarray(episode.state[0])
-    return started.with_golden(Golden.record(policy, image, state, episode.instruction, 1e-3)), errors
+    more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}
+    return started.with_golden(Golden.record(policy, image, state, episode.instruction, 1e-3, more)), errors
 
 
 def started_bundle(

@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_adapt.adaptation.robot_policy import RobotPolicy
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.windows import window
+from vla_adapt.episodes.windows import Window, window
 from vla_adapt.types import SLOT_NAMES, slot_group_of
 
 BATCH = 64
@@ -76,14 +76,22 @@ def evenly_spaced(datasets: Sequence[EpisodeDataset], count: int) -> list[Place]
     return [(*episodes[row], int(step)) for row, step in zip(rows, picked - starts, strict=True)]
 
 
+def cut_windows(policy: RobotPolicy, steps: Sequence[Place]) -> list[Window]:
+    """The windows at `steps` as `policy` sees them."""
+    return [
+        window(
+            dataset[episode], step, policy.horizon, *policy.unifiers, (policy.camera,), dataset.name,
+            optional_cameras=policy.observation.more_cameras,
+        )
+        for dataset, episode, step in steps
+    ]  # fmt: skip
+
+
 def _predict(policy: RobotPolicy, steps: Sequence[Place]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Predicted and recorded chunks [N, H, 32] in SI units, and where they count."""
     predicted, true, masks = [], [], []
     for start in range(0, len(steps), BATCH):
-        batch = [
-            window(dataset[episode], step, policy.horizon, *policy.unifiers, (policy.camera,), dataset.name)
-            for dataset, episode, step in steps[start : start + BATCH]
-        ]
+        batch = cut_windows(policy, steps[start : start + BATCH])
         predicted.append(policy.predict_windows(batch))
         true.append(np.stack([item["action"] for item in batch]))
         masks.append(np.stack([item["action_mask"] for item in batch]))

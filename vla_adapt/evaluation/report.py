@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,21 +10,17 @@ from typing import Any
 import numpy as np
 
 from vla_adapt.evaluation.closed_loop import ClosedLoopResult, load_results
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
-table{border-collapse:collapse;margin:.6em 0}td,th{border:1px solid #ccc;padding:.25em .7em;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}
-h2{margin-top:2em;border-bottom:1px solid #ddd}
-.bad{color:#b00}.good{color:#070}small{color:#666}
-"""
+from vla_adapt.evaluation.html_parts import embed, embed_figure, page_head, table
+from vla_adapt.evaluation.probe_report import HEAD, probe_notes, probe_rows
+from vla_adapt.evaluation.probe_run import PROBE_PICTURE, RunProbe
 
 
 def write_report(runs: list[Path], out: Path, closed_loop_files: list[Path] | None = None) -> None:
     """Write the page for finished runs (folders that `scripts/finetune.py` left).
 
     Args:
-        runs: run folders; each holds `metrics.jsonl`, `open_loop.json` and `recipe.yaml`.
+        runs: run folders; each holds `metrics.jsonl`, `open_loop.json` and `recipe.yaml`, and `probe.json` if
+            `vla-adapt evaluate --probe` was run on it.
         out: the HTML file; everything is embedded in it.
         closed_loop_files: results of `vla-adapt evaluate --closed-loop --out`; by default `closed_loop.json`
             and `controls.json` found in the run folders. Camera strips beside them are shown too.
@@ -34,7 +28,7 @@ def write_report(runs: list[Path], out: Path, closed_loop_files: list[Path] | No
     Raises:
         ValueError: a run folder that holds no finished run.
     """
-    parts = [f"<!doctype html><meta charset=utf-8><title>vla_adapt report</title><style>{_STYLE}</style>"]
+    parts = [page_head("vla_adapt report")]
     parts.append(f"<h1>vla_adapt: {html.escape(', '.join(run.name for run in runs))}</h1>")
     closed = closed_loop_files
     if closed is None:
@@ -57,11 +51,11 @@ def _closed_loop_section(file: Path, results: list[ClosedLoopResult]) -> list[st
     parts.append(
         "<p>Success in simulation, driven through the running server; intervals are 95 % Wilson.</p>"
     )
-    parts.append(_table(["robot", "policy", "success", "mean steps"], rows))
+    parts.append(table(["robot", "policy", "success", "mean steps"], rows))
     parts.append(_success_picture(results))
     for strip in sorted((file.parent / "frames").glob("*.png")) if file.stem == "closed_loop" else []:
         parts.append(f"<h3>{html.escape(strip.stem)}: one episode as its camera saw it</h3>")
-        parts.append(_embed(strip.read_bytes()))
+        parts.append(embed(strip.read_bytes()))
     return parts
 
 
@@ -75,6 +69,7 @@ def _run_section(run: Path) -> list[str]:
     judged = json.loads(open_loop.read_text()) if open_loop.is_file() else []
     if judged:
         parts += _open_loop_section(judged)
+    parts += _probe_section(run)
     recipe = (run / "recipe.yaml").read_text() if (run / "recipe.yaml").is_file() else ""
     parts.append(f"<details><summary>resolved recipe</summary><pre>{html.escape(recipe)}</pre></details>")
     return parts
@@ -91,10 +86,23 @@ def _open_loop_section(results: list[dict[str, Any]]) -> list[str]:
     parts.append(
         "<p><small>Mean absolute error over the chunk, in half action ranges (q01..q99).</small></p>"
     )
-    parts.append(_table(head, rows))
+    parts.append(table(head, rows))
     for result in results:
         parts.append(_slot_table(result))
         parts.append(_trace_picture(result))
+    return parts
+
+
+def _probe_section(run: Path) -> list[str]:
+    """Of `vla-adapt evaluate --probe`, where that was run."""
+    found = RunProbe.load(run)
+    if found is None:
+        return []
+    parts = ["<h3>Can the robot be told from the features?</h3>"]
+    parts += [f"<p><small>{html.escape(note)}</small></p>" for note in probe_notes(found)]
+    parts.append(table(list(HEAD), probe_rows(found)))
+    if (run / PROBE_PICTURE).is_file():
+        parts.append(embed((run / PROBE_PICTURE).read_bytes()))
     return parts
 
 
@@ -104,13 +112,7 @@ def _slot_table(result: dict[str, Any]) -> str:
         for slot in result["slots"]
     ]
     title = f"<details><summary>{html.escape(result['robot'])}: error by slot</summary>"
-    return title + _table(["slot", "error", "predict-the-mean", "unit"], rows) + "</details>"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
-    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
-    return "".join(lines) + "</table>"
+    return title + table(["slot", "error", "predict-the-mean", "unit"], rows) + "</details>"
 
 
 def _curves(metrics: list[dict[str, Any]]) -> str:
@@ -183,11 +185,5 @@ def _figure(figure: Any) -> str:
     import matplotlib.pyplot as plt
 
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return _embed(buffer.getvalue())
-
-
-def _embed(png: bytes) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return embed_figure(figure)

@@ -100,6 +100,7 @@ class BatchBuilder:
         normalizers: robot -> (action normalizer, proprio normalizer or None when there is no proprio).
         blind: zero all pixel values, the control that shows whether vision is used.
         image_key: which camera the policy sees.
+        more_cameras: others that it sees too, where there are images of them.
         view: done to every image, e.g. `randomization.visual.CenterCrop`.
         augment: done in its place to the images of windows, by their sample numbers, e.g.
             `randomization.visual.Augmentation`; for training only.
@@ -117,6 +118,7 @@ class BatchBuilder:
         image_key: str = "primary",
         view: PixelChange | None = None,
         augment: Augment | None = None,
+        more_cameras: Sequence[str] = (),
     ):
         self.preprocessor = preprocessor
         self.tokenizer = tokenizer
@@ -125,6 +127,7 @@ class BatchBuilder:
         self.image_key = image_key
         self.view = view
         self.augment = augment
+        self.more_cameras = tuple(more_cameras)
         self.summaries: Summaries | None = None
 
     @classmethod
@@ -136,17 +139,17 @@ class BatchBuilder:
         image_key: str = "primary",
         view: PixelChange | None = None,
         augment: Augment | None = None,
+        more_cameras: Sequence[str] = (),
     ) -> BatchBuilder:
         """Take image and text processing from a base checkpoint folder."""
         preprocessor = ImagePreprocessor.from_pretrained(directory)
         tokenizer = PromptTokenizer.from_pretrained(directory)
-        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment)
+        return cls(preprocessor, tokenizer, normalizers, blind, image_key, view, augment, more_cameras)
 
     def windows(self, windows: Sequence[Mapping[str, Any]]) -> PolicyBatch:
         """Windows in unified SI units (see `episodes.windows.window`) to a training batch.
 
-        `extra` holds what all windows have, as float32 for floating numbers. Of several cameras only
-        `image_key` is read; no policy reads history yet.
+        `extra` holds what all windows have, as float32 for floating numbers. No policy reads history yet.
 
         Raises:
             ValueError: the camera is missing or masked, windows with history, a robot without statistics.
@@ -158,13 +161,11 @@ class BatchBuilder:
         )
         if self.summaries is not None:
             batch.summary = self.summaries([window["drawn"] for window in windows])
+            batch.camera_mask = self._summarized_cameras(batch.summary)
         else:
-            change = self.view
-            if self.augment is not None:
-                samples = [window["ids"]["sample"] for window in windows]
-                change = partial(self.augment, samples, self.image_key)
+            samples = [] if self.augment is None else [window["ids"]["sample"] for window in windows]
             texts = [window["instruction"] for window in windows]
-            self._show(batch, [self._seen(window) for window in windows], texts, change)
+            self._show(batch, [self._seen(window) for window in windows], texts, samples)
         values = np.stack([window["action"] for window in windows])
         masks = np.stack([window["action_mask"] for window in windows])
         for robot, rows in _rows_by_robot(batch.robots):
@@ -200,7 +201,7 @@ class BatchBuilder:
             none if proprio_mask is None else list(proprio_mask),
         )
         images = [observation["images"] for observation in observations]
-        self._show(batch, images, [observation["prompt"] for observation in observations], self.view)
+        self._show(batch, images, [observation["prompt"] for observation in observations])
         return batch
 
     def observation(
@@ -225,12 +226,10 @@ class BatchBuilder:
         batch: PolicyBatch,
         images: list[Mapping[str, np.ndarray]],
         instructions: list[str],
-        change: PixelChange | None,
+        samples: Sequence[int] = (),
     ) -> None:
-        """Give a batch its images and texts."""
-        batch.pixel_values = self.preprocessor([self._image(cameras) for cameras in images], change)
-        if self.blind:
-            batch.pixel_values.zero_()
+        """Give a batch its images and texts; `samples`: numbers of the rows, to augment them."""
+        batch.pixel_values, batch.camera_mask = self._pixels(images, samples)
         batch.input_ids, batch.attention_mask = self.tokenizer(instructions)
 
     def _states(
@@ -262,8 +261,31 @@ class BatchBuilder:
             robots=robots,
         )
 
+    def _pixels(
+        self, images: list[Mapping[str, np.ndarray]], samples: Sequence[int]
+    ) -> tuple[Float[torch.Tensor, "B channels h w"], Bool[torch.Tensor, "B C"] | None]:
+        """Channels of all cameras, and which images are there (None: one camera)."""
+        planes = [
+            self.preprocessor([self._image(row) for row in images], self._change(self.image_key, samples))
+        ]
+        there = np.ones((len(images), 1 + len(self.more_cameras)), dtype=bool)
+        for place, camera in enumerate(self.more_cameras, start=1):
+            there[:, place] = [camera in row for row in images]
+            frames = [row.get(camera, np.zeros_like(row[self.image_key])) for row in images]
+            planes.append(self.preprocessor(frames, self._change(camera, samples)))
+        pixels = torch.cat(planes, dim=1) if self.more_cameras else planes[0]
+        if self.blind:
+            pixels.zero_()
+        return pixels, torch.from_numpy(there) if self.more_cameras else None
+
+    def _change(self, camera: str, samples: Sequence[int]) -> PixelChange | None:
+        """What is done to the images of a camera: training's augmentation, else the view."""
+        if self.augment is None or not samples:
+            return self.view
+        return partial(self.augment, samples, camera)
+
     def _seen(self, window: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-        """The images of a window; a masked one would train the policy on blackness."""
+        """The images of a window that are there; a masked one would train the policy on blackness."""
         if "history_mask" in window:
             frames = len(window["history_mask"])
             raise ValueError(
@@ -274,7 +296,15 @@ class BatchBuilder:
                 f"{_place(window)}: no image of camera {self.image_key!r}, which the policy reads; "
                 "do not make it an optional camera of the mixture"
             )
-        return window["images"]
+        there = window.get("image_mask", {})
+        return {camera: image for camera, image in window["images"].items() if there.get(camera, True)}
+
+    def _summarized_cameras(
+        self, summary: Float[torch.Tensor, "B N D"]
+    ) -> Bool[torch.Tensor, "B C"] | None:
+        """Which images are there (None: one camera): the cells of a camera that is not are exactly zero."""
+        cells = summary[:, :-1].unflatten(1, (1 + len(self.more_cameras), -1))
+        return cells.flatten(2).any(dim=2) if self.more_cameras else None
 
     def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.image_key not in cameras:

@@ -89,6 +89,29 @@ def to_original(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return original
 
 
+def our_modules(module: str) -> tuple[str, ...]:
+    """Our module(s) for one of the original's: three for a fused q, k, v, none if we have no such thing."""
+    if not module.startswith("vision_backbone."):
+        return (module,)
+    pattern, number, _ = _parts(f"{module}.weight")
+    return tuple(target.replace("#", number) for target in _TO_OURS.get(pattern, ()))
+
+
+def original_module(module: str) -> tuple[str, int | None]:
+    """The original's module for one of ours, and which third of a fused q, k, v it is (None: the whole).
+
+    Raises:
+        ValueError: for a name the original does not have.
+    """
+    if not module.startswith("vision_backbone."):
+        return module, None
+    pattern, number, _ = _parts(f"{module}.weight")
+    if pattern not in _TO_ORIGINAL:
+        raise ValueError(f"{module} has no counterpart in the original OpenVLA; it cannot be written for it")
+    target, part = _TO_ORIGINAL[pattern]
+    return target.replace("#", number), part if len(_TO_OURS[target]) == 3 else None
+
+
 def _parts(name: str) -> tuple[str, str, str]:
     """Split `a.blocks.7.b.weight` into (`a.blocks.#.b`, `7`, `.weight`)."""
     found = _NUMBER.search(name)

@@ -48,6 +48,8 @@ def why_uncached(recipe: Recipe) -> str | None:
         return "every augmented image is seen only once"
     if recipe.auxiliary.weight:
         return "the auxiliary loss reads all patches"
+    if recipe.policy.more_cameras:
+        return "policy.more_cameras: features of one camera only are kept"
     return None
 
 
@@ -104,12 +106,30 @@ def _helper_loss_without_effect(recipe: Recipe) -> str | None:
     )
 
 
+def _invariance_without_effect(recipe: Recipe) -> str | None:
+    """An invariance loss must find something that trains before the features it looks at."""
+    method, head = recipe.adaptation, recipe.policy.head
+    if not recipe.invariance.active:
+        return None
+    told = head.condition != "none" or not head_class(head).cacheable
+    if isinstance(method, Nothing) or (
+        isinstance(method, Frozen) and (recipe.invariance.tap == "patches" or not told)
+    ):
+        return (
+            f"invariance '{recipe.invariance.method}' at '{recipe.invariance.tap}': with adaptation "
+            f"'{method.kind}' nothing that trains lies before these features; adapt by lora, or set "
+            "invariance.method=none"
+        )
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     _nothing_to_train,
     _stage_of_nothing,
     _stage_never_reached,
     _warm_start_of_a_shared_base,
     _helper_loss_without_effect,
+    _invariance_without_effect,
 )
 
 

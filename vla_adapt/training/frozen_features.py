@@ -20,9 +20,9 @@ from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from vla_adapt.adaptation.method import Frozen
-from vla_adapt.episodes.cache_folder import cache_places, first_writable
+from vla_adapt.episodes.measuring.statistics_cache import dataset_fingerprint, dataset_folder
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics_cache import dataset_fingerprint, dataset_folder
+from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable
 from vla_adapt.policy.backbone import look
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.policy.openvla import OpenVLA
@@ -90,7 +90,8 @@ def _store(dataset: EpisodeDataset, setting: Setting, method: Frozen) -> Feature
     head = _head(setting)
     folder = dataset_folder(dataset)
     assert folder is not None
-    shape = (head.config.grid**2 + 1, head.width)
+    cameras = 1 + len(setting.recipe.policy.more_cameras)
+    shape = (cameras * head.config.grid**2 + 1, head.width)
     described = describe(dataset, setting, shape)
     name = PREFIX + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
     places = cache_places(folder, method.cache_dir, kind="features")
@@ -162,16 +163,15 @@ class _Looks(Dataset[tuple[_Part, PolicyBatch]]):
 
     def __getitem__(self, index: int) -> tuple[_Part, PolicyBatch]:
         part = self._parts[index]
-        dataset, first, camera = (
-            self._datasets[part.dataset],
-            self._first[part.dataset],
-            self._builder.image_key,
-        )
+        dataset, first = self._datasets[part.dataset], self._first[part.dataset]
+        cameras = (self._builder.image_key, *self._builder.more_cameras)
         seen = []
         for row in part.rows:
             number = int(np.searchsorted(first, row, side="right")) - 1
             episode, step = dataset[number], row - int(first[number])
-            seen.append({"images": {camera: episode.image(step, camera)}, "prompt": episode.instruction})
+            there = [camera for camera in cameras if camera in episode.cameras]
+            images = {camera: episode.image(step, camera) for camera in there}
+            seen.append({"images": images, "prompt": episode.instruction})
         return part, self._builder.observations(seen, [dataset.embodiment.name] * len(seen))
 
 
@@ -192,7 +192,7 @@ def _fill(
         for start in range(0, len(piece), _ROWS)
     ]
     looks = _Looks(parts, setting.mixture.datasets, setting.builder)
-    loader = DataLoader(looks, batch_size=None, collate_fn=_as_is, num_workers=setting.recipe.train.workers)
+    loader = DataLoader(looks, batch_size=None, collate_fn=_as_is, num_workers=setting.recipe.train.workers)  # type: ignore[arg-type]
     done: list[np.ndarray] = []
     with Progress(disable=not ranks.is_main) as bar:
         task = bar.add_task("frozen backbone", total=sum(len(part.rows) for part in parts))

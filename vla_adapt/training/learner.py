@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
 from vla_adapt.adaptation.routed import route
+from vla_adapt.invariance.instruction_groups import instruction_ids
+from vla_adapt.invariance.objective import InvarianceObjective
+from vla_adapt.invariance.tap import tapped
 from vla_adapt.policy.backbone import Question, Seen, join, look
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.heads import ActionHead, HeadOutput
@@ -16,9 +19,11 @@ from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.summary_head import SummaryHead
 from vla_adapt.training.auxiliary import AuxiliaryLoss
 
+INVARIANCE = "invariance"
+
 
 class Learner(nn.Module):
-    """Model, one head per robot and the optional helper loss.
+    """Model, one head per robot, and optionally a helper loss and one that makes robots' features alike.
 
     The loss is the sum over samples of the sample's own masked mean, divided by the number of samples, so
     that it does not depend on how a global batch is split over processes or robots.
@@ -32,6 +37,7 @@ class Learner(nn.Module):
         auxiliary: AuxiliaryLoss | None = None,
         auxiliary_weight: float = 0.0,
         auxiliary_key: str = "",
+        invariance: InvarianceObjective | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -40,10 +46,12 @@ class Learner(nn.Module):
         self.auxiliary = auxiliary
         self.auxiliary_weight = auxiliary_weight
         self.auxiliary_key = auxiliary_key
+        self.invariance = invariance
 
-    def forward(self, batch: PolicyBatch) -> dict[str, Tensor]:
+    def forward(self, batch: PolicyBatch, progress: float = 0.0) -> dict[str, Tensor]:
         """Total loss under "loss"; detached, by row of the batch, "loss_per_sample" [B], "prediction"
-        [B, H, 32] and, with a helper loss, "auxiliary" [B].
+        [B, H, 32] and, with a helper loss, "auxiliary" [B]; with an invariance loss, detached scalars
+        "invariance/<name>". `progress` is the share of the training that is done, 0..1.
         """
         answers = self.answers(batch)
         per_sample = torch.cat([answer.loss_per_sample for answer in answers])
@@ -57,6 +65,10 @@ class Learner(nn.Module):
             output["auxiliary"] = helper.detach()
             loss = loss + self.auxiliary_weight * helper.sum()
         output["loss"] = loss / len(batch)
+        if self.invariance is not None:
+            extra, numbers = self._invariance_loss(self.invariance, batch, answers, progress)
+            output["loss"] = output["loss"] + extra
+            output |= {f"invariance/{name}": number for name, number in numbers.items()}
         return output
 
     def answers(self, batch: PolicyBatch) -> list[HeadOutput]:
@@ -86,14 +98,26 @@ class Learner(nn.Module):
         rows = [segment for _, segment in batch.segments()]
         return torch.cat([self.auxiliary(a, targets[part]) for a, part in zip(answers, rows, strict=True)])
 
+    def _invariance_loss(
+        self, objective: InvarianceObjective, batch: PolicyBatch, answers: list[HeadOutput], progress: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        tap = objective.config.tap
+        features = torch.cat([tapped(tap, answer.patches, answer.action_hidden) for answer in answers])
+        texts = None
+        if objective.config.conditional:
+            texts = instruction_ids(batch.input_ids, batch.attention_mask)
+        return objective(features, objective.index(batch.robots, features.device), progress, texts)
+
     def _head(self, robot: str) -> ActionHead:
         head = self.heads[robot]
         assert isinstance(head, ActionHead)
         return head
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by robot; those that robots share are under "shared"."""
-        groups: dict[str, list[nn.Parameter]] = {robot: [] for robot in self.heads} | {SHARED: []}
+        """Trainable parameters by robot; those that robots share are under "shared", the adversary's under
+        "invariance".
+        """
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*self.heads, SHARED, INVARIANCE)}
         owners: dict[nn.Parameter, list[str]] = {}
         for robot, head in self.heads.items():
             for parameter in head.parameters():
@@ -101,7 +125,8 @@ class Learner(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 own = owners.get(parameter, [])  # robots may have a head together: it is listed once
-                groups[adapter_of(name) or (own[0] if len(own) == 1 else SHARED)].append(parameter)
+                rest = INVARIANCE if name.startswith(f"{INVARIANCE}.") else SHARED
+                groups[adapter_of(name) or (own[0] if len(own) == 1 else rest)].append(parameter)
         return {robot: parameters for robot, parameters in groups.items() if parameters}
 
 

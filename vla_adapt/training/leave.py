@@ -16,6 +16,7 @@ from vla_adapt.adaptation.card import model_card
 from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.original_statistics import norm_stats_entry
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.heads import ActionHead, save_head
@@ -110,8 +111,9 @@ def _golden(setting: Setting, name: str) -> Golden:
     episode = (robot.held_out or robot.train)[0][0]
     policy = setting.policy(name)
     image, state = episode.image(0, policy.camera), _state(robot) if policy.reads_state else None
+    more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}
     tolerance = _tolerance(policy.head, setting.recipe.train.precision)
-    return Golden.record(policy, image, state, episode.instruction, tolerance)
+    return Golden.record(policy, image, state, episode.instruction, tolerance, more)
 
 
 def _state(robot: Robot) -> np.ndarray:
@@ -136,20 +138,12 @@ def _tolerance(head: ActionHead, precision: str) -> float:
 def _leave_model(setting: Setting, folder: Path) -> str:
     """Save the trained base (original layout, head and statistics beside it) and return its fingerprint."""
     model = setting.learner.model
-    model.config.norm_stats.update({name: _norm_stats(robot) for name, robot in setting.robots.items()})
+    model.config.norm_stats.update(
+        {name: norm_stats_entry(robot.action) for name, robot in setting.robots.items()}
+    )
     first = next(iter(setting.learner.heads.values()))
     assert isinstance(first, ActionHead)
     with atomic_folder(folder) as aside:
         model.save_pretrained(aside)
         save_head(first, aside)
     return fingerprint(folder)
-
-
-def _norm_stats(robot: Robot) -> dict[str, Any]:
-    """OpenVLA's `norm_stats` entry, over the robot's own slots in slot order."""
-    slots = np.flatnonzero(robot.action.mask)
-    grippers = np.isin(slots, (6, 20))
-    values = {
-        key: getattr(robot.action, key)[slots].tolist() for key in ("mean", "std", "min", "max", "q01", "q99")
-    }
-    return {"action": {**values, "mask": (~grippers).tolist()}, "num_transitions": int(robot.action.count)}

@@ -17,13 +17,14 @@ from accelerate import Accelerator
 from torch import nn
 
 from vla_adapt.adaptation.folder import replace_text
-from vla_adapt.episodes.loader import MixtureLoader, make_loader
+from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
+from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.leave import leave_bundles
 from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
@@ -70,7 +71,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
         ranks = Ranks(accelerator)
         keeper = CheckpointKeeper(ranks, folder, recipe)
         with Pulse(ranks, keeper.where) as pulse, explained(recipe, ranks.world, keeper.where):
-            _train(Run(accelerator, ranks, keeper, pulse, folder), recipe, fresh)
+            _train(Run(accelerator, ranks, keeper, pulse, folder, recipe.train.steps), recipe, fresh)
         accelerator.end_training()
     return folder
 
@@ -84,6 +85,7 @@ class Run:
     keeper: CheckpointKeeper
     pulse: Pulse
     folder: Path
+    steps: int
 
 
 def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
@@ -120,8 +122,11 @@ def _run_steps(run: Run, setting: Setting) -> None:
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
         return
-    rates = recipe.adaptation.rates(recipe.train.optimizer.learning_rate)
-    optimizer, schedule = make_optimizer(recipe.train.optimizer, groups, recipe.train.steps, rates)
+    optimizer, schedule = make_optimizer(
+        recipe.train.optimizer, groups, recipe.train.steps,
+        recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
+        {INVARIANCE: recipe.invariance.classifier_rate},
+    )  # fmt: skip
     stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     state = RunState(learner, optimizer, schedule)
@@ -168,7 +173,7 @@ def _add_up_gradients(
         batch = loaded.to(accelerator.device)
         with synced_at_last(accelerator, wrapped, number == len(micro_batches)):
             with accelerator.autocast():
-                output = wrapped(batch)
+                output = wrapped(batch, done / run.steps)
             _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
         log.add(output, batch)

@@ -11,21 +11,29 @@ from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.types import NUM_SLOTS, SLOT_GROUPS
 
 _HEAD = 5  # loss, samples, auxiliary, token hits, tokens
+_OF_BATCHES = ("strength", "accuracy", "cross_entropy", "mmd", "coral")  # of the invariance loss
 _BINS = ActionTokenizer(vocab_size=512)
 
 
 class Meter:
-    """Sums for a list of robots as one tensor, so that a single reduction adds up all processes."""
+    """Sums for a list of robots as one tensor, so that a single reduction adds up all processes.
+
+    Its last row is of whole batches: sum and count of each number of the invariance loss.
+    """
 
     def __init__(self, normalizers: dict[str, Normalizer]) -> None:
         self.robots = list(normalizers)
         self._normalizers = normalizers
-        self.sums = torch.zeros(len(self.robots), _HEAD + 2 * NUM_SLOTS, dtype=torch.float64)
+        self.sums = torch.zeros(len(self.robots) + 1, _HEAD + 2 * NUM_SLOTS, dtype=torch.float64)
 
     def add(self, output: dict[str, Tensor], batch: PolicyBatch) -> None:
         """Account for one forward pass of the learner."""
         assert batch.action is not None
         assert batch.action_mask is not None
+        for place, name in enumerate(_OF_BATCHES):
+            if f"invariance/{name}" in output:
+                self.sums[-1, 2 * place] += output[f"invariance/{name}"].item()
+                self.sums[-1, 2 * place + 1] += 1
         predictions = output["prediction"].float().cpu()
         targets, masks = batch.action.float().cpu(), batch.action_mask.cpu()
         for robot, rows in batch.segments():
@@ -44,9 +52,17 @@ class Meter:
             row[_HEAD + NUM_SLOTS :] += mask.sum(dim=(0, 1)).double()
 
     def summary(self, sums: Tensor) -> dict[str, dict[str, float]]:
-        """Robot -> metrics, from sums added up over processes. Robots without a sample are left out."""
+        """Robot -> metrics, from sums added up over processes. Robots without a sample are left out.
+
+        Those of the invariance loss are of whole batches, the same for all robots.
+        """
+        of_batches = {
+            f"invariance_{name}": (sums[-1, 2 * place] / sums[-1, 2 * place + 1]).item()
+            for place, name in enumerate(_OF_BATCHES)
+            if sums[-1, 2 * place + 1] > 0
+        }
         return {
-            robot: _metrics(sums[index].cpu())
+            robot: _metrics(sums[index].cpu()) | of_batches
             for index, robot in enumerate(self.robots)
             if sums[index, 1] > 0
         }

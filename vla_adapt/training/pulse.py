@@ -31,6 +31,7 @@ GRACE_S = 10.0  # for the training thread to notice by itself
 STORE_S = 10.0  # for an answer of the store
 EXPLAIN_S = 5.0  # for the cause of a failed collective to show
 EXIT_LOST = 3
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 class RankLost(ValueError):
@@ -57,6 +58,10 @@ class Record:
     words: str = ""
     done: bool = False
 
+    @property
+    def who(self) -> str:
+        return f"(process {self.pid} on {self.host}, at {self.at})"
+
 
 class Pulse:
     """A context manager around a run; a single process has no pulse.
@@ -72,8 +77,11 @@ class Pulse:
         self._store = store
         self._mine = Record(socket.gethostname(), os.getpid(), psutil.Process().create_time())
         self._seen: dict[int, tuple[Record, float]] = {}  # rank -> newest record and when it came
+        self._heard = 0.0  # when the store last answered
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        # Two threads: a store that is frozen blocks whoever asks it, in spite of its timeout.
+        self._speaker = threading.Thread(target=self._speak, name="pulse", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="pulse-watch", daemon=True)
 
     def __enter__(self) -> Pulse:
         if self._ranks.world > 1:
@@ -81,19 +89,18 @@ class Pulse:
             self._beat()
             self._ranks.wait()  # the store blocks on a key that nobody has set
             self._look()
-            self._thread.start()
+            self._speaker.start()
+            self._watcher.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if not self._thread.is_alive():
+        if not self._speaker.is_alive():
             return
         lost = self.explain(error) if isinstance(error, RuntimeError) else None
         self._mine.done = kind is None or isinstance(error, Stopped)
         self._mine.words = "" if self._mine.done or lost is not None else str(error) or type(error).__name__
         self._stop.set()
-        self._thread.join()
-        with suppress(RuntimeError):  # whoever holds the store has ended already
-            self._beat()
+        self._speaker.join(timeout=STORE_S)
         if lost is not None:
             raise lost from error
 
@@ -104,14 +111,11 @@ class Pulse:
     def explain(self, error: RuntimeError) -> RankLost | None:
         """Which other process is the cause of a failure here; None when none is."""
         until = time.monotonic() + EXPLAIN_S
-        while True:
-            self._exchange()
-            fates = self.fates()
-            if fates:
-                return self._lost(fates)
-            if time.monotonic() > until:
-                break
+        while not (fates := self.fates()) and time.monotonic() < until:
             time.sleep(0.1)
+        if fates:
+            self._hear_once(until)  # last words may still be on the way
+            return self._lost(self.fates() or fates)
         if "timed out" not in str(error).lower():
             return None
         at = ", ".join(f"rank {rank} at {record.at}" for rank, (record, _) in sorted(self._seen.items()))
@@ -119,36 +123,50 @@ class Pulse:
             f"a process kept the others waiting for too long: {at}; {self._where()}", self._ranks.is_main
         )
 
+    def _hear_once(self, until: float) -> None:
+        """Wait for all that was said before now, or until then."""
+        asked = time.monotonic()
+        while self._heard < asked + BEAT_S / 2 and time.monotonic() < until:
+            time.sleep(0.05)
+
     def fates(self) -> dict[int, str]:
         """What is wrong with which other processes, as far as is known."""
-        now = time.monotonic()
         with self._lock:
-            seen = dict(self._seen)
+            seen, heard = dict(self._seen), self._heard
         fates = {
-            rank: _fate(record, now - when, self._mine.host)
+            rank: _fate(record, heard - when, self._mine.host)
             for rank, (record, when) in seen.items()
             if rank != self._ranks.rank
         }
-        return {rank: f"rank {rank} {fate}" for rank, fate in fates.items() if fate}
+        fates = {rank: f"rank {rank} {fate}" for rank, fate in fates.items() if fate}
+        silent_s = time.monotonic() - heard
+        if not fates and silent_s > SILENT_S:
+            holder = "the launcher" if os.environ.get(_AGENT_STORE) == "True" else f"rank 0 {seen[0][0].who}"
+            fates[0] = (
+                f"{holder} holds the processes' store, which has given no sign of life for {silent_s:.0f} s"
+            )
+        return fates
 
     def _lost(self, fates: dict[int, str]) -> RankLost:
         speaker = min(set(range(self._ranks.world)) - fates.keys())
         said = "; ".join(fates[rank] for rank in sorted(fates))
         return RankLost(f"{said}; {self._where()}", speaker == self._ranks.rank)
 
+    def _speak(self) -> None:
+        while not self._stop.wait(BEAT_S):
+            with suppress(RuntimeError):  # the store is gone with its process: the records tell which
+                self._beat()
+                self._look()
+        with suppress(RuntimeError):
+            self._beat()
+
     def _watch(self) -> None:
         since: float | None = None
         while not self._stop.wait(BEAT_S):
-            self._exchange()
             fates = self.fates()
             since = (since or time.monotonic()) if fates else None
             if since is not None and time.monotonic() - since > GRACE_S:
                 self._end(self._lost(fates))
-
-    def _exchange(self) -> None:
-        with suppress(RuntimeError):  # the store is gone, or frozen, with its process: the records tell which
-            self._beat()
-            self._look()
 
     def _beat(self) -> None:
         assert self._store is not None
@@ -160,6 +178,7 @@ class Pulse:
         texts = self._store.multi_get([_key(rank) for rank in range(self._ranks.world)])
         now = time.monotonic()
         with self._lock:
+            self._heard = now
             for rank, text in enumerate(texts):
                 record = Record(**json.loads(text))
                 if rank not in self._seen or self._seen[rank][0].beat != record.beat:
@@ -177,13 +196,12 @@ class Pulse:
 def _fate(record: Record, silent_s: float, host: str) -> str:
     if record.done:
         return ""
-    who = f"(process {record.pid} on {record.host}, at {record.at})"
     if record.words:
-        return f"{who} ended: {record.words}"
+        return f"{record.who} ended: {record.words}"
     if record.host == host and not _lives(record):
-        return f"{who} died"
+        return f"{record.who} died"
     if silent_s > SILENT_S:
-        return f"{who} has given no sign of life for {silent_s:.0f} s"
+        return f"{record.who} has given no sign of life for {silent_s:.0f} s"
     return ""
 
 

@@ -1,7 +1,11 @@
 """Exact resume: all processes save and restore together, and agree on which checkpoint is the last good one.
 
-Of the order of samples a checkpoint holds the number of the next one (`episodes.loader`): the rest is a pure
-function, on any number of processes and workers.
+Of the order of samples a checkpoint holds the number of the next one (`mixing.loader`): the rest is a pure
+function, on any number of processes and workers. Dropout draws from (seed, step, rank), anew each step.
+
+Bit for bit as if nothing had happened: on as many processes, with any number of workers, whenever it saves.
+On another number of processes, or with another `accumulate`: the same samples in each step, losses equal but
+for the order of float sums; with dropout, other draws. Other software is named, not refused.
 """
 
 from __future__ import annotations
@@ -50,6 +54,7 @@ class CheckpointKeeper:
         self._ranks, self._recipe = ranks, recipe
         self._last: int | None = None  # step of the newest whole checkpoint
         self._notes: list[str] = []
+        self._damaged: set[int] = set()
 
     def find(self, fresh: bool = False) -> None:
         """Choose the newest whole checkpoint, without changing anything; `fresh` removes all of them instead.
@@ -58,6 +63,7 @@ class CheckpointKeeper:
             ValueError: there are checkpoints, but of another recipe, or none of them is whole.
         """
         self._last, self._notes = self._ranks.on_main(lambda: self._choose(fresh))
+        self._damaged = {step for step in self.folder.steps() if step > (self._last or 0)}
 
     def restore(self, state: RunState) -> Resumed:
         """Restore the checkpoint that `find` chose, if any.
@@ -102,6 +108,7 @@ class CheckpointKeeper:
                 self._ranks.on_main(lambda: write_manifest(aside, merged))
                 self._ranks.on_main(stack.close)
             self._last = step
+            self._damaged.discard(step)
             self._ranks.on_main(lambda: self.folder.publish(step, metric))
         except ValueError as error:
             raise ValueError(f"cannot keep a checkpoint of step {step}: {error}") from error
@@ -112,10 +119,11 @@ class CheckpointKeeper:
         self._last = None
 
     def where(self) -> str:
-        """Where the run would go on, as a phrase for messages."""
-        if self._last is None:
+        """Where the run would go on, as a phrase for messages; also in the middle of a save that failed."""
+        step = next((step for step in self.folder.steps() if step not in self._damaged), None)
+        if step is None:
             return "there is no checkpoint yet"
-        path = self.folder.path(self._last)
+        path = self.folder.path(step)
         return f"the last checkpoint is {path}; the same command goes on from there"
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.mixture import Mixture
-from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
+from vla_adapt.episodes.measuring.statistics import robot_statistics
+from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics import robot_statistics
+from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
@@ -87,25 +88,41 @@ def prepare(recipe: Recipe) -> Setting:
     notes = check_compatible(recipe)
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
+    _check_camera(data, recipe.policy.camera)
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
-    heads = _heads(recipe, model, list(robots))
-    recipe.adaptation.prepare(model, list(robots))
-    warm = _warm_start(recipe, model, heads, robots)
-    for head in heads.values():
-        head.requires_grad_(recipe.adaptation.trains_heads)
-    learner = Learner(model, heads, recipe.adaptation.adapts, *_auxiliary(recipe, model, datasets))
-    mixture = data.draw(recipe.seed, recipe.policy.head.horizon, cameras=(recipe.policy.camera,))
+    learner = make_learner(recipe, model, list(robots), datasets)
+    warm = _warm_start(recipe, learner, robots)
+    mixture = data.draw(
+        recipe.seed, recipe.policy.head.horizon,
+        cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
+    )  # fmt: skip
     builder = BatchBuilder.from_pretrained(
         model.source,
         {name: robot.normalizers for name, robot in robots.items()},
         blind=recipe.policy.blind,
         image_key=recipe.policy.camera,
+        more_cameras=recipe.policy.more_cameras,
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
     return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, [*data.notes, *notes], warm)
+
+
+def make_learner(
+    recipe: Recipe, model: OpenVLA, robots: list[str], datasets: Sequence[EpisodeDataset]
+) -> Learner:
+    """What trains, on `model`; the datasets are read for the helper loss only."""
+    heads = _heads(recipe, model, robots)
+    recipe.adaptation.prepare(model, robots)
+    for head in heads.values():
+        head.requires_grad_(recipe.adaptation.trains_heads)
+    if recipe.train.checkpointing:
+        model.gradient_checkpointing_enable()
+    invariance = _invariance(recipe, model, robots)
+    auxiliary = _auxiliary(recipe, model, datasets)
+    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -115,6 +132,19 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
         warnings.warn("policy.blind zeroes all pixels, so augmentation has no effect", stacklevel=2)
         return None
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
+
+
+def _check_camera(data: OpenedMixture, camera: str) -> None:
+    """By the first episode of every dataset, so that a run does not stop in its middle."""
+    for part in data.parts:
+        for dataset in (part.train, *([] if part.held_out is None else [part.held_out])):
+            there = dataset[0].cameras
+            if camera not in there:
+                raise ValueError(
+                    f"{dataset.name}: no camera '{camera}', which the policy shall see; it has "
+                    f"{', '.join(there) or 'none'}: set policy.camera to one that all datasets have, or map "
+                    f"one of its image fields as '{camera}' in an entry of its own (cameras: ...)"
+                )
 
 
 def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str, Robot]:
@@ -162,9 +192,7 @@ def _own_condition(head: ActionHead) -> ActionHead:
     return twin
 
 
-def _warm_start(
-    recipe: Recipe, model: OpenVLA, heads: dict[str, ActionHead], robots: dict[str, Robot]
-) -> dict[str, Bundle]:
+def _warm_start(recipe: Recipe, learner: Learner, robots: dict[str, Robot]) -> dict[str, Bundle]:
     unknown = sorted(recipe.warm_start.keys() - robots.keys())
     if unknown:
         raise ValueError(
@@ -173,14 +201,22 @@ def _warm_start(
     warm = {}
     for name, folder in recipe.warm_start.items():
         warm[name] = Bundle.load(Path(folder).expanduser())
-        lora = getattr(model, "peft_config", {}).get(name)
-        normalizer = robots[name].normalizers[0]
-        start_robot(warm[name], model, heads[name], robots[name].embodiment, normalizer, lora)
+        lora = getattr(learner.model, "peft_config", {}).get(name)
+        head, robot = learner.heads[name], robots[name]
+        assert isinstance(head, ActionHead)
+        start_robot(warm[name], learner.model, head, robot.embodiment, robot.normalizers[0], lora)
     return warm
 
 
+def _invariance(recipe: Recipe, model: OpenVLA, robots: list[str]) -> InvarianceObjective | None:
+    config = recipe.invariance
+    if not config.active:
+        return None
+    return InvarianceObjective(config, model.config.hidden_size, robots, seed=recipe.seed)
+
+
 def _auxiliary(
-    recipe: Recipe, model: OpenVLA, datasets: list[EpisodeDataset]
+    recipe: Recipe, model: OpenVLA, datasets: Sequence[EpisodeDataset]
 ) -> tuple[AuxiliaryLoss | None, float, str]:
     config = recipe.auxiliary
     if not config.weight:

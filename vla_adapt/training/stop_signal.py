@@ -46,7 +46,9 @@ class StopSignal:
             self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._ranks.world > 1 and kind is not None and issubclass(kind, RuntimeError):
+            return  # once a process has died its launcher ends the others: they shall say why first
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -66,7 +66,7 @@ def test_loss_is_the_squared_error_of_the_velocity(tiny_model, make_batch):
 
 
 def test_a_perfect_expert_brings_the_noise_to_the_action(tiny_model, make_batch, monkeypatch):
-    """Euler steps towards a known chunk end there exactly; times later than trained are told as the latest."""
+    """Euler steps towards a known chunk end there; times later than trained are told as the latest."""
     batch = make_batch(robots=ROBOTS)
     head = make_head(CONFIG, tiny_model, seed=0)
     seen = []

@@ -299,9 +299,7 @@ class BatchBuilder:
         there = window.get("image_mask", {})
         return {camera: image for camera, image in window["images"].items() if there.get(camera, True)}
 
-    def _summarized_cameras(
-        self, summary: Float[torch.Tensor, "B N D"]
-    ) -> Bool[torch.Tensor, "B C"] | None:
+    def _summarized_cameras(self, summary: Float[torch.Tensor, "B N D"]) -> Bool[torch.Tensor, "B C"] | None:
         """Which images are there (None: one camera): the cells of a camera that is not are exactly zero."""
         cells = summary[:, :-1].unflatten(1, (1 + len(self.more_cameras), -1))
         return cells.flatten(2).any(dim=2) if self.more_cameras else None

@@ -95,6 +95,21 @@ def test_each_row_gets_its_own_summary(make: MakeRecipe):
     assert torch.equal(batches[0].proprio, batches[1].proprio)
 
 
+def test_several_cameras_are_kept_and_those_that_are_not_there_stay_masked(make: MakeRecipe):
+    """Of the two robots only the UR5e has a wrist camera."""
+    policy = {"head": HEAD, "more_cameras": ["wrist"]}
+    plain, kept = prepare(make("plain", policy=policy)), cached(make("kept", policy=policy))[0]
+    outputs, masks = [], []
+    for setting in (plain, kept):
+        windows = [setting.mixture.window(n) for n in range(8)]
+        batch = loop.collate(setting.builder, list(setting.robots), windows)[0]
+        outputs.append(setting.learner(batch)["loss_per_sample"])
+        masks.append(batch.camera_mask)
+    assert torch.equal(masks[0], masks[1])
+    assert masks[0].all(dim=0).tolist() == [True, False]
+    torch.testing.assert_close(outputs[0], outputs[1], atol=2e-3, rtol=2e-3)
+
+
 def test_a_killed_fill_goes_on_where_it_was(
     make: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -161,6 +161,7 @@ class BatchBuilder:
         )
         if self.summaries is not None:
             batch.summary = self.summaries([window["drawn"] for window in windows])
+            batch.camera_mask = self._summarized_cameras(batch.summary)
         else:
             samples = [] if self.augment is None else [window["ids"]["sample"] for window in windows]
             texts = [window["instruction"] for window in windows]
@@ -297,6 +298,11 @@ class BatchBuilder:
             )
         there = window.get("image_mask", {})
         return {camera: image for camera, image in window["images"].items() if there.get(camera, True)}
+
+    def _summarized_cameras(self, summary: Float[torch.Tensor, "B N D"]) -> Bool[torch.Tensor, "B C"] | None:
+        """Which images are there (None: one camera): the cells of a camera that is not are exactly zero."""
+        cells = summary[:, :-1].unflatten(1, (1 + len(self.more_cameras), -1))
+        return cells.flatten(2).any(dim=2) if self.more_cameras else None
 
     def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.image_key not in cameras:

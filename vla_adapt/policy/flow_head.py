@@ -1,8 +1,10 @@
 """Flow head: chunks flow out of noise along a learned velocity (flow matching, Lipman et al., 2210.02747).
 
-As in pi0 (Black et al., 2410.24164) a small transformer, the action expert, sees the noisy chunk
-x = t a + (1 - t) noise and predicts the velocity a - noise; training times lean to the noisy side. It attends
-to the summary of what the backbone saw, so that a chunk costs one pass of the backbone and a few cheap steps.
+As in pi0 (Black et al., 2410.24164) a small transformer, the action expert, sees a noisy chunk
+x = t a + (1 - t) noise, and training times lean to the noisy side. It attends to the summary of what the
+backbone saw, so that a chunk costs one pass of the backbone and a few cheap steps. Unlike pi0's it tells the
+chunk a that it expects, which gives the velocity (a - x) / (1 - t) (Li & He, 2511.13720): measured to learn a
+few windows by heart to a tenth of the error in as many steps.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from vla_adapt.policy.summary_head import SummaryHead
 from vla_adapt.types import NUM_SLOTS
 
 _STD = 0.02
-_LATEST = 0.999  # pi0's s: later times teach nothing that 10 steps need
+_OUTPUT_STD = 0.01  # first expected chunks stay near zero, the middle of the normalized range
+_LATEST = 0.9  # of training times (pi0's s, 0.999 there): 10 steps need no later one
 _PERIODS = (4e-3, 4.0)  # of the sines that encode the time, as pi0's
 
 Context = tuple[torch.Tensor, torch.Tensor | None]  # tokens [B, K, F], which of them count [B, K]
@@ -45,15 +48,15 @@ class FlowHead(SummaryHead):
     def answer_summary(self, batch: PolicyBatch, summary: Float[torch.Tensor, "B N D"]) -> HeadOutput:
         """Mean squared error of the velocity over each sample's unmasked numbers.
 
-        `prediction` is the expected chunk: one Euler step of length 1 from the fixed noise. It is an estimate
-        for the log; `predict` takes `flow_steps` steps.
+        `prediction` is what the expert expects at the fixed noise (one Euler step of length 1 from there): an
+        estimate for the log; `predict` takes `flow_steps` steps.
         """
         target, mask = self.targets(batch)
         context = self.reader(batch, summary)
         noise = torch.randn_like(target).masked_fill(~mask, 0.0)
         time = training_times(len(batch), target.device)
         noisy = torch.lerp(noise, target, time[:, None, None])
-        error = self.expert(noisy, batch.slot_mask, time, context) - (target - noise)
+        error = self._velocity(noisy, batch, time, context) - (target - noise)
         with torch.no_grad():
             prediction = self._flow(batch, context, steps=1).masked_fill(~mask, 0.0)
         return self.output(masked_mean(error.square(), mask), prediction, summary)
@@ -69,18 +72,31 @@ class FlowHead(SummaryHead):
         chunk = self.noise.expand(len(batch), -1, -1).masked_fill(~mask, 0.0)
         for step in range(steps):
             time = chunk.new_full((len(batch),), step / steps)
-            velocity = self.expert(chunk, batch.slot_mask, time, context)
-            chunk = chunk + velocity.masked_fill(~mask, 0.0) / steps
+            chunk = chunk + self._velocity(chunk, batch, time, context).masked_fill(~mask, 0.0) / steps
         return chunk
+
+    def _velocity(
+        self,
+        chunk: Float[torch.Tensor, "B H 32"],
+        batch: PolicyBatch,
+        time: Float[torch.Tensor, " B"],
+        context: Context,
+    ) -> Float[torch.Tensor, "B H 32"]:
+        """Towards what the expert expects, to be there at time 1; of later times it is told the latest."""
+        expected = self.expert(chunk, batch.slot_mask, time.clamp(max=_LATEST), context)
+        return (expected - chunk) / (1.0 - time)[:, None, None]
 
 
 def training_times(rows: int, device: torch.device) -> Float[torch.Tensor, " B"]:
-    """Times in [0, 0.999], 0 being noise: pi0's s (1 - x) with x of Beta(1.5, 1), by its inverse CDF."""
+    """Times in [0, 0.9], 0 being noise: pi0's s (1 - x) with x of Beta(1.5, 1), by its inverse CDF."""
     return _LATEST * (1.0 - torch.rand(rows, device=device) ** (2.0 / 3.0))
 
 
 class ActionExpert(nn.Module):
-    """Transformer over the steps of a chunk, attending to each other and to the context."""
+    """Transformer over the steps of a chunk, attending to each other and to the context.
+
+    The last token of the context (the state, else the text) is also added to every step.
+    """
 
     def __init__(self, horizon: int, width: int, layers: int):
         super().__init__()
@@ -91,6 +107,8 @@ class ActionExpert(nn.Module):
         self.blocks = nn.ModuleList(ExpertBlock(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, NUM_SLOTS)
+        nn.init.normal_(self.leave.weight, std=_OUTPUT_STD)
+        nn.init.zeros_(self.leave.bias)
 
     def forward(
         self,
@@ -99,12 +117,12 @@ class ActionExpert(nn.Module):
         time: Float[torch.Tensor, " B"],
         context: Context,
     ) -> Float[torch.Tensor, "B H 32"]:
-        """Velocity at `chunk`, float32; time and action are mixed by an MLP, as in pi0."""
+        """The chunk that a noisy one comes from, float32; time and action are mixed by an MLP, as in pi0."""
         slots = slot_mask[:, None].to(chunk.dtype).expand_as(chunk)
         actions = self.enter(torch.cat([chunk, slots], dim=2).to(self.enter.weight.dtype))
         when = time_code(time, actions.shape[2]).to(actions.dtype)[:, None].expand_as(actions)
         mixed = nn.functional.silu(self.mix1(torch.cat([actions, when], dim=2)))
-        tokens = self.mix2(mixed) + self.steps
+        tokens = self.mix2(mixed) + self.steps + context[0][:, -1:]
         for block in self.blocks:
             tokens = block(tokens, *context)
         return self.leave(self.norm(tokens)).float()

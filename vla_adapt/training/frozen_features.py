@@ -90,7 +90,8 @@ def _store(dataset: EpisodeDataset, setting: Setting, method: Frozen) -> Feature
     head = _head(setting)
     folder = dataset_folder(dataset)
     assert folder is not None
-    shape = (head.config.grid**2 + 1, head.width)
+    cameras = 1 + len(setting.recipe.policy.more_cameras)
+    shape = (cameras * head.config.grid**2 + 1, head.width)
     described = describe(dataset, setting, shape)
     name = PREFIX + hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
     places = cache_places(folder, method.cache_dir, kind="features")
@@ -162,16 +163,15 @@ class _Looks(Dataset[tuple[_Part, PolicyBatch]]):
 
     def __getitem__(self, index: int) -> tuple[_Part, PolicyBatch]:
         part = self._parts[index]
-        dataset, first, camera = (
-            self._datasets[part.dataset],
-            self._first[part.dataset],
-            self._builder.image_key,
-        )
+        dataset, first = self._datasets[part.dataset], self._first[part.dataset]
+        cameras = (self._builder.image_key, *self._builder.more_cameras)
         seen = []
         for row in part.rows:
             number = int(np.searchsorted(first, row, side="right")) - 1
             episode, step = dataset[number], row - int(first[number])
-            seen.append({"images": {camera: episode.image(step, camera)}, "prompt": episode.instruction})
+            there = [camera for camera in cameras if camera in episode.cameras]
+            images = {camera: episode.image(step, camera) for camera in there}
+            seen.append({"images": images, "prompt": episode.instruction})
         return part, self._builder.observations(seen, [dataset.embodiment.name] * len(seen))
 
 

@@ -115,6 +115,18 @@ def test_fingerprint_tells_what_is_drawn() -> None:
     assert Mixture(parts, 0, 5).fingerprint() == prints[0], "the horizon changes no sample"
 
 
+def test_without_images_the_same_samples_are_drawn_and_nothing_is_decoded() -> None:
+    mixture = make()
+    bare = mixture.without_images()
+    for n in range(10):
+        full, cut = mixture.window(n), bare.window(n)
+        assert cut["images"] == {}
+        assert full["images"]
+        assert cut["drawn"] == full["drawn"] == mixture.sample(n)
+        assert np.array_equal(cut["action"], full["action"])
+    assert bare.fingerprint() == mixture.fingerprint()
+
+
 def test_windows_are_those_of_the_sample() -> None:
     mixture = make()
     for n in range(40):

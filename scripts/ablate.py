@@ -19,8 +19,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vla_adapt.evaluation.ablation import Ablation, Cell, Judging, run_ablation
+from vla_adapt.evaluation.ablation import Ablation, Cell
 from vla_adapt.evaluation.ablation_page import write_page
+from vla_adapt.evaluation.ablation_run import Judging, run_ablation
 from vla_adapt.evaluation.ablation_table import STYLES, markdown, rich_tables
 from vla_adapt.evaluation.seed_comparison import Comparison
 from vla_adapt.recipe import Recipe

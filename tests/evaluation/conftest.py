@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from vla_adapt.evaluation.ablation import Ablation, CellResult
+from vla_adapt.evaluation.ablation import Ablation
+from vla_adapt.evaluation.ablation_run import CellResult
 from vla_adapt.evaluation.seed_comparison import Comparison
 
 PLANTED = Ablation(name="x", output="out", recipe="quickstart", variants={"own": {}, "harm": {}, "help": {}})

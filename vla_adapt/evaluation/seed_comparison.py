@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_adapt.evaluation.ablation import Ablation, CellResult
+from vla_adapt.evaluation.ablation import Ablation
+from vla_adapt.evaluation.ablation_run import CellResult
 from vla_adapt.evaluation.interval import t_interval
 
 WORSE, BETTER, UNCLEAR, REFERENCE = "WORSE", "BETTER", "no difference shown", "reference"
@@ -127,9 +128,9 @@ class Comparison:
             "action ranges, with 95 % t-intervals over seeds. They cover the chance of training (initial "
             "weights, order of samples), not that of the few held-out episodes, the same in all runs.",
             f"Difference: to {self.reference} on the same seed and data, paired. WORSE or BETTER: its whole "
-            f"interval is on one side of 0. Half of the intervals reach {self._reach():.3f} or more either "
-            f"way: smaller differences are easily missed. Of {compared} comparisons {0.05 * compared:.1f} "
-            "are expected to be called one or the other by chance.",
+            f"interval is on one side of 0. Half of the intervals reach {self._reach():.3f} or more to each "
+            f"side: smaller differences are easily missed. Of {compared} comparisons of robot and variant, "
+            f"{0.05 * compared:.1f} are expected to be called one or the other by chance.",
             "Robot told from features: balanced accuracy of the better of a linear and an MLP probe, chance "
             f"{100 * self.chance:.0f} %. Low is invariant; it says nothing of the error.",
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -116,13 +116,6 @@ class InvarianceObjective(nn.Module):
     def index(self, robots: Sequence[str], device: torch.device | str = "cpu") -> Int[Tensor, " B"]:
         """The number of each row's robot."""
         return torch.tensor([self.robots.index(robot) for robot in robots], device=device)
-
-    def optimizer_group(self, learning_rate: float) -> dict[str, Any] | None:
-        """The adversary's parameter group for an optimizer; None when there is no adversary."""
-        if self.classifier is None:
-            return None
-        rate = learning_rate * self.config.classifier_rate
-        return {"params": list(self.classifier.parameters()), "lr": rate, "name": "invariance"}
 
     def forward(
         self,

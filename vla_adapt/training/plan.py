@@ -168,7 +168,7 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
         rehearsal.start()
         with (
             _counted_tokens(learner.model, tokens),
-            FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as flops,
+            _flop_counter() as flops,
         ):
             _pass(recipe, learner, batch)
         clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
@@ -177,6 +177,24 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
     peak = rehearsal.peak
     activations = peak.live - weights - state - peak.gradients
     return _Step(weights, state, peak.gradients, activations, flops.get_total_flops(), tokens[0])
+
+
+class _Untold:
+    """Stands in for the counter's tracker of modules, whose hooks refuse `torch.autograd.grad` in a forward
+    pass (the penalty on DANN's adversary has one); only the total is asked for.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _flop_counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    counter.mod_tracker = _Untold()  # type: ignore[assignment]
+    return counter
 
 
 def _pass(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> None:

@@ -26,6 +26,7 @@ from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.sequence_length import check_length
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
 from vla_adapt.recipe import Recipe
@@ -92,6 +93,9 @@ def prepare(recipe: Recipe) -> Setting:
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
+    for name, robot in robots.items():
+        cameras = 1 + len(recipe.policy.more_cameras)
+        check_length(recipe.policy.head, model, name, int(robot.action.mask.sum()), cameras)
     learner = make_learner(recipe, model, list(robots), datasets)
     warm = _warm_start(recipe, learner, robots)
     mixture = data.draw(
@@ -153,6 +157,7 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
+        _check_one_robot(train)
         check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
         robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
@@ -160,6 +165,18 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
         if name not in robots:
             raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
+
+
+def _check_one_robot(datasets: Sequence[EpisodeDataset]) -> None:
+    """Raise ValueError when datasets describe different robots of one name: they would share an adapter."""
+    first = datasets[0]
+    for other in datasets[1:]:
+        one, two = first.embodiment, other.embodiment
+        if (one.action, one.proprio) != (two.action, two.proprio):
+            raise ValueError(
+                f"'{first.embodiment.name}' is two robots: {first.name} and {other.name} describe it "
+                "differently, and both would claim one adapter; rename one embodiment, or make them equal"
+            )
 
 
 def _base(recipe: Recipe) -> OpenVLA:

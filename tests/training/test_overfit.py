@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import fake_data
-from vla_adapt.episodes.write import RldsWriter
 from vla_adapt.policy.heads import ActionHead
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.frozen_features import use_features

@@ -2,9 +2,11 @@
 
 Four RLDS datasets in the field layouts of viola, berkeley_autolab_ur5 (with a float depth PNG),
 utokyo_xarm_bimanual and fractal20220817_data are generated once (256 x 256 JPEGs of 10 to 20 kB), mixed
-with equal weights, and drawn through `make_loader`. The ceiling is what the same number of processes decodes
-of the same JPEGs held in memory: no reading, no actions, no transport to another process. Page cache
-warm, medians of repeated runs, every run a fresh process.
+with equal weights, and drawn through `make_loader`: a batch is 32 frames as tensors, each of its own size as
+datasets of a mixture have them, and stacked actions and masks. The ceiling is what the same number of
+processes decodes of the same JPEGs held in memory: no reading, no actions, no transport to another process.
+Page cache warm; loader and ceiling take turns, every run in a fresh process; medians. Beside the rates stands
+the processor time of all processes for a sample, which other programs on the machine disturb less.
 
     python scripts/bench_loader.py [--quick] [--json FILE] [--folder DIR]
 """
@@ -29,10 +31,9 @@ import numpy as np
 import simplejpeg
 
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.example_proto import encode_example
-from vla_adapt.episodes.feature_spec import STEPS, Kind, LeafSpec, features_json
-from vla_adapt.episodes.image_codec import decode_image
-from vla_adapt.episodes.tfrecord import frame
+from vla_adapt.episodes.rlds.example_proto import encode_example
+from vla_adapt.episodes.rlds.tfrecord import frame
+from vla_adapt.episodes.storage.feature_spec import STEPS, Kind, LeafSpec, features_json
 
 SIZE, BATCH, HORIZON = 256, 32, 8
 JPEG = LeafSpec(Kind.IMAGE, (SIZE, SIZE, 3), "uint8", "jpeg")
@@ -52,7 +53,8 @@ def main() -> None:
     if arguments.child:
         child(json.loads(arguments.child))
         return
-    episodes, batches, repeats = (25, 30, 1) if arguments.quick else (100, 120, 3)
+    episodes, batches, repeats = (25, 60, 1) if arguments.quick else (100, 120, 3)
+    load_before = os.getloadavg()[0]
     small = generate(arguments.folder / f"{episodes}", episodes)
     report: dict[str, Any] = {"index": measure_index(small)}
     report["workers"] = [measure(small, workers, batches, repeats) for workers in (0, 1, 2)]
@@ -63,7 +65,9 @@ def main() -> None:
         "ratio_to_ceiling": best["ratio"],
         "first_batch_s": best["first_batch_s"],
         "peak_rss_mb": best["peak_rss_mb"],
+        "ratio_per_core": best["ratio_per_core"],
         "cores": os.cpu_count(),
+        "load_average": [load_before, os.getloadavg()[0]],
     }
     if not arguments.quick:
         report["memory"] = memory(arguments.folder, small, episodes)
@@ -225,21 +229,29 @@ def measure_index(folder: Path) -> dict[str, float]:
 
 
 def measure(folder: Path, workers: int, batches: int, repeats: int) -> dict[str, Any]:
-    """Loader and ceiling with the same number of processes, one after the other, `repeats` times."""
+    """Loader and ceiling with the same number of processes, in turns, `repeats` times."""
     asked = {"folder": str(folder), "workers": workers, "batches": batches}
     warm_page_cache(folder)
-    loads = [run_child({**asked, "what": "load"}) for _ in range(repeats)]
-    ceilings = [run_child({**asked, "what": "ceiling"})["samples_per_s"] for _ in range(repeats)]
-    rate = statistics.median(load["samples_per_s"] for load in loads)
-    ceiling = statistics.median(ceilings)
+    runs = [
+        (run_child({**asked, "what": "ceiling"}), run_child({**asked, "what": "load"}))
+        for _ in range(repeats)
+    ]
+    ceiling, load = (
+        {key: statistics.median(run[side][key] for run in runs) for key in ("samples_per_s", "cpu_us")}
+        for side in (0, 1)
+    )
+    loads = [load for _, load in runs]
     return {
         "workers": workers,
-        "samples_per_s": rate,
-        "ceiling_per_s": ceiling,
-        "ratio": rate / ceiling,
-        "first_batch_s": statistics.median(load["first_batch_s"] for load in loads),
-        "peak_rss_mb": max(load["peak_rss_mb"] for load in loads),
-        "peak_pss_mb": max(load["peak_pss_mb"] for load in loads),
+        "samples_per_s": load["samples_per_s"],
+        "ceiling_per_s": ceiling["samples_per_s"],
+        "ratio": load["samples_per_s"] / ceiling["samples_per_s"],
+        "cpu_us": load["cpu_us"],
+        "ceiling_cpu_us": ceiling["cpu_us"],
+        "ratio_per_core": ceiling["cpu_us"] / load["cpu_us"],
+        "first_batch_s": statistics.median(run["first_batch_s"] for run in loads),
+        "peak_rss_mb": max(run["peak_rss_mb"] for run in loads),
+        "peak_pss_mb": max(run["peak_pss_mb"] for run in loads),
     }
 
 
@@ -255,13 +267,19 @@ def memory(folder: Path, small: Path, episodes: int) -> dict[str, float]:
     """Peak memory after one and ten epochs, and with ten times the data (links to the same bytes)."""
     large = folder / f"{episodes}x10"
     multiply(small, large, 10)
-    asked = {"what": "load", "workers": 2, "warm": 0}
     epoch = episodes * 60 * len(layouts()) // BATCH
-    return {
-        "one_epoch_mb": run_child({**asked, "folder": str(small), "batches": epoch})["peak_pss_mb"],
-        "ten_epochs_mb": run_child({**asked, "folder": str(small), "batches": 10 * epoch})["peak_pss_mb"],
-        "tenfold_data_mb": run_child({**asked, "folder": str(large), "batches": 2 * epoch})["peak_pss_mb"],
-    }
+    report = {}
+    for workers in (0, 2):
+        for what, data, batches in (
+            ("one_epoch", small, epoch), ("ten_epochs", small, 10 * epoch), ("tenfold_data", large, 2 * epoch)
+        ):  # fmt: skip
+            asked = {"what": "load", "workers": workers, "warm": 8, "folder": str(data), "batches": batches}
+            run_child({**asked, "batches": 1})  # the index is built by another process
+            found = run_child(asked)
+            key = f"{what}_{workers}_workers"
+            report[f"{key}_mb"] = found["peak_pss_mb"]
+            report[f"{key}_cpu_us"] = found["cpu_us"]
+    return report
 
 
 def multiply(source: Path, target: Path, times: int) -> None:
@@ -333,47 +351,67 @@ def tree(pid: int) -> Iterator[int]:
 
 def child(asked: dict[str, Any]) -> None:
     """Measure one thing and print it as JSON."""
-    folder, workers = Path(asked["folder"]), asked["workers"]
-    if asked["what"] == "ceiling":
-        print(json.dumps({"samples_per_s": ceiling(folder, max(workers, 1), asked["batches"])}))
-        return
-    from vla_adapt.episodes.loader import make_loader
-    from vla_adapt.episodes.mixture import Mixture
+    folder, workers, batches = Path(asked["folder"]), asked["workers"], asked["batches"]
+    measured = ceiling(folder, max(workers, 1), batches) if asked["what"] == "ceiling" else load(asked)
+    print(json.dumps(measured))
 
-    parts = [(open_dataset(folder / name), 1.0) for name in layouts()]
+
+def load(asked: dict[str, Any]) -> dict[str, float]:
+    """Draw batches and let go of them; the first few do not count."""
+    from vla_adapt.episodes.mixing.loader import make_loader
+    from vla_adapt.episodes.mixing.mixture import Mixture
+
+    parts = [(open_dataset(Path(asked["folder"]) / name), 1.0) for name in layouts()]
     warm = asked.get("warm", 8)
     mixture = Mixture(parts, seed=0, horizon=HORIZON, proprio=False)
-    loader = make_loader(mixture, BATCH, num_workers=workers, steps=asked["batches"] + warm, collate=stack)
-    batches = iter(loader)
+    steps = asked["batches"] + warm
+    batches = iter(make_loader(mixture, BATCH, num_workers=asked["workers"], steps=steps, collate=collate))
     next(batches)
     first = time.time() - asked["started"]
     for _ in range(warm - 1):
         next(batches)
-    started = time.perf_counter()
-    count = sum(len(batch["action"]) for batch in batches)
+    started, spent, count = time.perf_counter(), cpu_seconds(), 0
+    for step in range(asked["batches"]):
+        count += len(next(batches)["action"])
+        if step == asked["batches"] - 1:  # before the workers end
+            spent = cpu_seconds() - spent
     seconds = time.perf_counter() - started
-    print(json.dumps({"samples_per_s": count / seconds, "first_batch_s": first}))
+    return {"samples_per_s": count / seconds, "cpu_us": 1e6 * spent / count, "first_batch_s": first}
 
 
-def stack(windows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Windows as tensors; tensors go from workers to the trainer through shared memory."""
+def cpu_seconds() -> float:
+    """Processor time of this process and all below it."""
+    ticks = 0
+    for pid in tree(os.getpid()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def collate(windows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Windows as tensors; the frames stay apart, for datasets of a mixture have frames of many sizes."""
     import torch
 
     return {
-        "image": torch.from_numpy(np.stack([window["images"]["primary"] for window in windows])),
+        "frames": [torch.from_numpy(window["images"]["primary"]) for window in windows],
         "action": torch.from_numpy(np.stack([window["action"] for window in windows])),
         "action_mask": torch.from_numpy(np.stack([window["action_mask"] for window in windows])),
         "instruction": [window["instruction"] for window in windows],
+        "robot": [window["robot"] for window in windows],
     }
 
 
-def ceiling(folder: Path, processes: int, batches: int) -> float:
+def ceiling(folder: Path, processes: int, batches: int) -> dict[str, float]:
     """Frames a second that bare decoding reaches in `processes` processes at once."""
     frames = jpegs(folder)
     count = batches * BATCH // processes
-    barrier = multiprocessing.get_context("fork").Barrier(processes + 1)
     context = multiprocessing.get_context("fork")
-    running = [context.Process(target=decode, args=(frames, count, barrier.wait)) for _ in range(processes)]
+    barrier = context.Barrier(processes + 1)
+    spent: Any = context.Array("d", processes)
+    running = [
+        context.Process(target=decode, args=(frames, count, barrier.wait, spent, number))
+        for number in range(processes)
+    ]
     for process in running:
         process.start()
     barrier.wait()
@@ -382,14 +420,19 @@ def ceiling(folder: Path, processes: int, batches: int) -> float:
     seconds = time.perf_counter() - started
     for process in running:
         process.join()
-    return count * processes / seconds
+    total = count * processes
+    return {"samples_per_s": total / seconds, "cpu_us": 1e6 * sum(spent) / total}
 
 
-def decode(frames: list[bytes], count: int, wait: Callable[[], int]) -> None:
+def decode(frames: list[bytes], count: int, wait: Callable[[], int], spent: Any, number: int) -> None:
     """Decode `count` frames between two meetings of all processes."""
+    memory = np.zeros(SIZE * SIZE * 3 + 64, np.uint8)
+    place = memory[(16 - memory.ctypes.data) % 32 :].data  # where it is fastest: see `frame_blocks`
     wait()
+    before = time.process_time()
     for i in range(count):
-        decode_image(frames[i % len(frames)], JPEG)
+        simplejpeg.decode_jpeg(frames[i % len(frames)], "RGB", fastdct=True, fastupsample=False, buffer=place)
+    spent[number] = time.process_time() - before
     wait()
 
 
@@ -414,16 +457,18 @@ def show(report: dict[str, Any]) -> None:
         f"\nindex: {index['mb_per_s']:.0f} MB/s with CRC ({index['data_mb']:.0f} MB), "
         f"{index['bytes_per_frame']:.0f} bytes a frame"
     )
-    print("workers  samples/s  decode only/s  ratio  first batch s  memory MB")
+    print("workers  samples/s  decode only/s  ratio  CPU us  decode only us  ratio  first batch s  memory MB")
     for row in report["workers"]:
         print(
             f"{row['workers']:7d} {row['samples_per_s']:10.0f} {row['ceiling_per_s']:14.0f} "
-            f"{row['ratio']:6.2f}{row['first_batch_s']:15.2f}  "
-            f"{row['peak_rss_mb']:.0f} ({row['peak_pss_mb']:.0f})"
+            f"{row['ratio']:6.2f} {row['cpu_us']:7.0f} {row['ceiling_cpu_us']:15.0f} "
+            f"{row['ratio_per_core']:6.2f}{row['first_batch_s']:15.2f}  "
+            f"{row['peak_pss_mb']:.0f} ({row['peak_rss_mb']:.0f})"
         )
-    print("memory: peak of the whole process tree, resident (and with shared pages counted once)")
-    if "memory" in report:
-        print("  ".join(f"{key} {value:.0f}" for key, value in report["memory"].items()))
+    print("memory: peak of all processes, shared pages counted once (resident memory summed)")
+    print(f"load average: {report['load_average'][0]:.1f} before, {report['load_average'][1]:.1f} after")
+    for key, value in report.get("memory", {}).items():
+        print(f"{key} {value:.0f}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def ours(folder: Path) -> None:
     """Write one dataset per way of storing images; record what our reader reads back."""
     from vla_adapt.embodiment import Embodiment
     from vla_adapt.episodes import fake_data, open_dataset
-    from vla_adapt.episodes.lerobot_write import write_lerobot
+    from vla_adapt.episodes.lerobot.lerobot_write import write_lerobot
 
     robot = Embodiment.load("franka_panda")
     rng = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import fake_data
-from vla_adapt.episodes.write import RldsWriter
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.loop import train

@@ -44,7 +44,9 @@ def test_unknown_robot_is_one_line(run):
     assert "did you mean 'franka_panda'" in err
 
 
-@pytest.mark.parametrize("verb", ["robots", "data", "adapters", "evaluate", "serve", "report", "sim"])
+@pytest.mark.parametrize(
+    "verb", ["robots", "data", "adapters", "train", "evaluate", "serve", "report", "sim"]
+)
 def test_every_verb_helps_with_an_example(run, verb: str):
     code, out, _ = run(verb, "--help")
     assert code == 0

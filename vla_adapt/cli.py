@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from vla_adapt.cli_adapters import Base, adapters_app
 from vla_adapt.cli_data import console, data_app
+from vla_adapt.cli_train import train
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +44,7 @@ app.add_typer(robots_app, name="robots")
 app.add_typer(data_app, name="data")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(sim_app, name="sim")
+app.command()(train)
 
 
 def main() -> None:

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from vla_adapt.episodes.doctor import Diagnosis
-    from vla_adapt.episodes.mixture_spec import Source
+    from vla_adapt.episodes.doctor.diagnosis import Diagnosis
+    from vla_adapt.episodes.mixing.mixture_spec import Source
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Datasets. Example: vla-adapt data doctor runs/x/episodes/ur5e_sim"
@@ -92,8 +92,8 @@ def data_doctor(
     Examples: vla-adapt data doctor data/bridge_dataset --split train --split val;
     vla-adapt data doctor recipes/bridge_lora.yaml; vla-adapt data doctor rtx --folder data
     """
-    from vla_adapt.episodes.doctor import examine
-    from vla_adapt.episodes.doctor_open import open_patients
+    from vla_adapt.episodes.doctor.diagnosis import examine
+    from vla_adapt.episodes.doctor.doctor_open import open_patients
 
     sources = _sources(data, embodiment, entry, split, folder)
     patients = open_patients(sources)
@@ -124,7 +124,7 @@ def data_inspect(
     Example: vla-adapt data inspect data/bridge_dataset --episode 3 --out episode.html
     """
     from vla_adapt.episodes import open_dataset
-    from vla_adapt.episodes.inspect_page import write_page
+    from vla_adapt.episodes.inspection.inspect_page import write_page
 
     dataset = open_dataset(path, embodiment=embodiment, split=split, entry=entry, check=False)
     if not 0 <= episode < len(dataset):
@@ -154,8 +154,8 @@ def data_stats(
 
     Example: vla-adapt data stats recipes/bridge_lora.yaml --json s.json
     """
-    from vla_adapt.episodes.open_mixture import open_source
-    from vla_adapt.episodes.statistics import robot_statistics
+    from vla_adapt.episodes.measuring.statistics import robot_statistics
+    from vla_adapt.episodes.mixing.open_mixture import open_source
 
     sources = _sources(data, embodiment, entry, [split], folder)
     policy = _policy(on_error)
@@ -190,7 +190,7 @@ def data_convert(
 
     Example: vla-adapt data convert data/bridge_dataset out/bridge --to lerobot
     """
-    from vla_adapt.episodes.convert import convert_dataset
+    from vla_adapt.episodes.conversion.convert import convert_dataset
     from vla_adapt.suggest import did_you_mean
 
     for option, got, known in (("--to", to, ("lerobot", "rlds")), ("--images", images, ("image", "video"))):
@@ -209,8 +209,8 @@ def _sources(
     Raises:
         ValueError: an option that does not go with what `data` is.
     """
-    from vla_adapt.episodes.mixture_spec import MixtureSpec, NamedMixture, Source
-    from vla_adapt.episodes.open_mixture import resolve
+    from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, NamedMixture, Source
+    from vla_adapt.episodes.mixing.open_mixture import resolve
     from vla_adapt.recipe import Recipe
     from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 
@@ -245,7 +245,7 @@ def _sources(
 
 def _policy(on_error: str) -> Literal["error", "skip"]:
     """Checked here, so that a misspelling is told before anything is read."""
-    from vla_adapt.episodes.damage import check_on_error
+    from vla_adapt.episodes.storage.damage import check_on_error
 
     check_on_error(on_error)
     return "skip" if on_error == "skip" else "error"
@@ -272,7 +272,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:
-    from vla_adapt.episodes.doctor_finding import SEVERITIES
+    from vla_adapt.episodes.doctor.doctor_finding import SEVERITIES
 
     for one in diagnosis.examined:
         console.print(

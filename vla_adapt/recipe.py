@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
-from vla_adapt.episodes.mixture_spec import MixtureSpec, Source
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
 from vla_adapt.invariance.objective import InvarianceConfig
 from vla_adapt.policy.heads import HeadConfig
 from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
@@ -54,6 +54,9 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(
         default=1, gt=0, description="passes, each over an equal part, per optimizer step"
     )
+    checkpointing: bool = Field(
+        default=False, description="keep few activations and compute the others again: less memory, more time"
+    )
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept while it runs, beside the best")
     deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
@@ -72,7 +75,8 @@ class EvaluationConfig(BaseModel):
 
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
-    "workers", "log_every", "save_every", "log_samples", "accumulate", "keep", "deterministic", "patience_s",
+    "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "keep",
+    "deterministic", "patience_s",
 }  # fmt: skip
 
 # A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.
@@ -148,7 +152,8 @@ class Recipe(BaseModel):
 
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
-        unread = {"title": True, "policy": {"constants"}, "train": _NO_UPDATE}
+        cache = {"cache", "cache_dir"}
+        unread = {"title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE}
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

@@ -11,14 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.adaptation.bundle import Bundle, Golden
-from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.import_original import golden_image
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.embodiment import Embodiment
@@ -176,8 +175,9 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         fields: dict = {"r": 4, "lora_alpha": 8, "target_modules": r".*\.(q_proj|k_proj|v_proj|fc1)"}
         config = LoraConfig(**fields | lora)
         model = OpenVLA.from_pretrained(base)
-        get_peft_model(model, config, adapter_name=robot)
+        adapted = get_peft_model(model, config, adapter_name=robot)
         randomize(model, std)
+        tensors = get_peft_model_state_dict(adapted, adapter_name=robot)
         embodiment = Embodiment.load(robot)
         bundle = Bundle(
             embodiment=embodiment,
@@ -187,7 +187,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             base_fingerprint=model.fingerprint,
             head=make_head(head, model, seed=0),
             adapter_config=config,
-            adapter=concatenated(model, robot)[1],
+            adapter={key: tensor.detach().clone() for key, tensor in tensors.items()},
             card="---\nlibrary_name: peft\ntags: [vla_adapt, openvla]\n---\n\n# A card\n",
         )
         policy = bundle.attach(OpenVLA.from_pretrained(base))

@@ -10,8 +10,8 @@ import pytest
 from vla_adapt.actions.normalize import Normalizer
 from vla_adapt.adaptation.action_pairs import PairingConfig, pair_actions, warp
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.source import EpisodeData, MemoryDataset
-from vla_adapt.episodes.statistics import robot_statistics
 
 ARM, BASE = Embodiment.load("ur5e"), Embodiment.load("mobile_base")
 

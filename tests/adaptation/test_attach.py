@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from torch import Tensor, nn
 
 from vla_adapt.adaptation.attach import attach_adapter
-from vla_adapt.adaptation.method import ALL_LINEAR, ATTENTION, activate
+from vla_adapt.adaptation.lora import ALL_LINEAR, ATTENTION
+from vla_adapt.adaptation.method import activate
 from vla_adapt.adaptation.routed import route
 from vla_adapt.policy.openvla import OpenVLA
 

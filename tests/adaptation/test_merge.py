@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.factors import Factor
 from vla_adapt.adaptation.merge import merge_bundle
+from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.policy.heads import load_head
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.openvla import OpenVLA
@@ -86,6 +88,27 @@ def test_a_base_stored_in_bfloat16_stays_so(make_bundle: Callable[..., Path], tm
         report = merge_bundle(bundle, base, tmp_path / "m", check_dtype=check, overwrite=True)
         assert report.dtype == torch.bfloat16
         assert report.difference < 5e-2 < report.effect
+
+
+def test_several_cameras_and_constants_survive(tiny_bundle: Path, random_base: Path, tmp_path: Path):
+    bundle = Bundle.load(tiny_bundle)
+    base = OpenVLA.from_pretrained(random_base)
+    bundle.head = load_head(tiny_bundle, base)
+    bundle.observation = ObservationConfig(more_cameras=("wrist",))
+    trained = bundle.action_statistics.mask.copy()
+    trained[6] = False
+    bundle.action_statistics = replace(bundle.action_statistics, mask=trained)
+    bundle.constants = {"gripper": (-1.0,)}
+    golden = bundle.golden
+    assert golden is not None
+    views = {"wrist": golden.image[::-1].copy()}
+    policy = bundle.attach(base)
+    record = Golden.record(policy, golden.image, golden.state, golden.prompt, 1e-3, views)
+    bundle.with_golden(record).save(tmp_path / "b")
+    report = merge_bundle(tmp_path / "b", random_base, tmp_path / "m")
+    assert report.chunk_difference < 1e-3
+    assert "not predicted, to be sent as constants: gripper" in report.notes
+    assert OpenVLA.from_pretrained(tmp_path / "m").get_action_dim("franka_panda") == 6
 
 
 def refused(words: str, *args: object, **options: object) -> None:

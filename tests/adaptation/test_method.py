@@ -9,7 +9,7 @@ import torch
 
 from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
 from vla_adapt.adaptation.concatenate import concatenated
-from vla_adapt.adaptation.method import Full, HeadOnly, Lora, Nothing, SharedLora, activate
+from vla_adapt.adaptation.method import Frozen, Full, Lora, Nothing, SharedLora, activate
 from vla_adapt.policy.openvla import OpenVLA
 
 
@@ -91,9 +91,9 @@ def test_robots_that_no_adapter_can_be_named_after_are_refused(model: OpenVLA, r
         Lora().prepare(model, robots)
 
 
-@pytest.mark.parametrize(("method", "trains"), [(HeadOnly(), False), (Nothing(), False), (Full(), True)])
+@pytest.mark.parametrize(("method", "trains"), [(Frozen(), False), (Nothing(), False), (Full(), True)])
 def test_others_train_all_or_nothing_of_the_model(
-    model: OpenVLA, method: HeadOnly | Nothing | Full, trains: bool
+    model: OpenVLA, method: Frozen | Nothing | Full, trains: bool
 ):
     method.prepare(model, ["left"])
     assert {parameter.requires_grad for parameter in model.parameters()} == {trains}

@@ -18,9 +18,9 @@ from vla_adapt.adaptation.robot_policy import RobotPolicy
 from vla_adapt.adaptation.warm_start import compose_output, make_warm_bundle, started_bundle
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import open_dataset
+from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import EpisodeData
-from vla_adapt.episodes.statistics import RobotStatistics, robot_statistics
-from vla_adapt.episodes.write import RldsWriter
 from vla_adapt.evaluation.open_loop import open_loop
 from vla_adapt.policy.heads import HeadConfig, make_head
 from vla_adapt.policy.openvla import OpenVLA

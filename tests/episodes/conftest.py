@@ -18,7 +18,7 @@ from PIL import Image
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import EpisodeData, fake_data
-from vla_adapt.episodes.write import RldsWriter
+from vla_adapt.episodes.rlds.write import RldsWriter
 
 LENGTHS = {"train": (5, 9, 3, 7, 6), "val": (4, 2)}
 

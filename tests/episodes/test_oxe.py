@@ -11,8 +11,8 @@ import pytest
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import open_dataset
+from vla_adapt.episodes.mapping.transforms import find_transforms
 from vla_adapt.episodes.oxe import CATALOGUE, Catalogue, find_entry
-from vla_adapt.episodes.transforms import find_transforms
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

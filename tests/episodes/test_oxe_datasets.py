@@ -22,9 +22,9 @@ from scipy.spatial.transform import Rotation
 
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.example_proto import encode_example
 from vla_adapt.episodes.oxe import CATALOGUE
-from vla_adapt.episodes.tfrecord import frame
+from vla_adapt.episodes.rlds.example_proto import encode_example
+from vla_adapt.episodes.rlds.tfrecord import frame
 from vla_adapt.episodes.windows import unify_motion
 
 Raw = dict[str, np.ndarray]

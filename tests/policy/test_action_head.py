@@ -8,13 +8,40 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from vla_adapt.policy.action_head import ActionHead, HeadConfig, ProprioEncoder
+from vla_adapt.policy.action_head import ActionHead, HeadConfig, ProprioEncoder, masked_mean
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "diffusion"}, {"horizon": 0}, {"horizn": 4}, {"hidden": 0}])
 def test_wrong_configurations_are_refused(wrong):
     with pytest.raises(ValidationError):
         HeadConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "tokens", "placeholders": "number"}, "placeholders is a knob of the parallel head"),
+        ({"kind": "parallel", "grid": 2}, "grid is a knob of the readout and flow head"),
+        ({"kind": "readout", "flow_steps": 5}, "flow_steps is a knob of the flow head and has no effect on"),
+        ({"kind": "tokens", "flow_layers": 1}, "flow_layers is a knob of the flow head"),
+        ({"kind": "parallel", "noise_seed": 1}, "noise_seed is a knob of the flow head"),
+        ({"kind": "tokens", "proprio": False, "hidden": 8}, "hidden has no effect"),
+        ({"condition": "token", "condition_tokens": 4}, "condition_tokens is the length of a soft_prompt"),
+    ],
+)
+def test_knobs_without_effect_are_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        HeadConfig.model_validate(given)
+    HeadConfig.model_validate(HeadConfig(kind=given.get("kind", "parallel")).model_dump())
+
+
+def test_masked_mean_is_over_what_counts():
+    errors = torch.ones(2, 3, 32)
+    errors[0, 0, 0] = 5.0
+    mask = torch.zeros(2, 3, 32, dtype=torch.bool)
+    mask[0, 0, :2] = True
+    errors[~mask] = float("nan")
+    assert masked_mean(errors, mask).tolist() == [3.0, 0.0]
 
 
 def test_targets_are_clean_whatever_lies_in_masked_slots(make_batch):

@@ -15,6 +15,8 @@ CONFIGS = [
     HeadConfig(kind="parallel", horizon=2, placeholders="number"),
     HeadConfig(kind="tokens", horizon=1, proprio=False),
     HeadConfig(kind="tokens", horizon=2, proprio=True),
+    HeadConfig(kind="readout", horizon=4, grid=3),
+    HeadConfig(kind="flow", horizon=3, proprio=False, hidden=48, flow_layers=2, flow_steps=4, noise_seed=5),
 ]
 
 

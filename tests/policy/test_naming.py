@@ -41,11 +41,8 @@ def test_module_names_go_both_ways():
     parts = our_modules(fused)
     assert parts[1] == "vision_backbone.featurizer.encoder.layer.7.attention.k_proj"
     assert [original_module(part) for part in parts] == [(fused, 0), (fused, 1), (fused, 2)]
-    for original in (
-        "vision_backbone.fused_featurizer.patch_embed.proj",
-        "language_model.lm_head",
-        "projector.fc1",
-    ):
+    patches = "vision_backbone.fused_featurizer.patch_embed.proj"
+    for original in (patches, "language_model.lm_head", "projector.fc1"):
         (ours,) = our_modules(original)
         assert original_module(ours) == (original, None)
     assert our_modules("vision_backbone.fused_featurizer.attn_pool.kv") == ()

@@ -120,6 +120,7 @@ def killed_at(moment: int, action: Callable[[], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path):
     """One process per file operation of a save that also prunes; each is killed before that operation."""
     moment = 0

@@ -86,6 +86,22 @@ def test_gradients_lie_in_memory_as_their_parameters(make_recipe: Callable[..., 
     assert wrong == []
 
 
+def test_robots_of_one_base_share_a_head_but_not_their_conditions(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+):
+    head = {"kind": "readout", "horizon": 4, "condition": "token"}
+    setting = prepare(make_recipe(str(tmp_path), adaptation={"kind": "full"}, policy={"head": head}))
+    groups = setting.learner.groups()
+    assert [len(groups[robot]) for robot in ("ur5e", "bimanual_panda")] == [1, 1]
+    one, two = setting.learner.heads["ur5e"], setting.learner.heads["bimanual_panda"]
+    assert one.fc2.weight is two.fc2.weight
+    assert one.condition.vectors is groups["ur5e"][0]
+    assert one.condition.vectors is not two.condition.vectors
+    assert any(parameter is one.fc2.weight for parameter in groups["shared"])
+    setting.learner(mixed(setting))["loss"].backward()
+    assert all(groups[robot][0].grad is not None for robot in ("ur5e", "bimanual_panda"))
+
+
 @pytest.mark.parametrize("method", ["dann", "mmd", "coral"])
 @pytest.mark.parametrize("tap", ["patches", "hidden"])
 def test_an_invariance_loss_reaches_the_adapters(

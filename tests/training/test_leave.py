@@ -16,7 +16,7 @@ from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import fake_data
-from vla_adapt.episodes.write import RldsWriter
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
 from vla_adapt.serving.protocol import ObservationError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.episodes import open_dataset
-from vla_adapt.episodes.mixture import Mixture
+from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.evaluation.report import write_report
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
@@ -168,15 +169,25 @@ def test_dropout_is_off_when_the_golden_pair_is_made(
     Bundle.load(folder / "bundles" / "ur5e").verify(OpenVLA.from_pretrained(random_base))
 
 
-@pytest.mark.parametrize("kind", ["full", "head_only", "none"])
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {}, "frozen": {}, "none": {}, "last_n": {"layers": 1},
+    "staged": {"stages": [{"from_step": 0, "train": ["head"]}, {"from_step": 1, "train": ["language"]}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", METHODS)
 def test_other_methods_run_and_verify(
     make_recipe: Callable[..., Recipe], tmp_path: Path, random_base: Path, kind: str
 ):
     steps = 0 if kind == "none" else 2
     folder = loop.train(
-        make_recipe(str(tmp_path / kind), adaptation={"kind": kind}, train={"steps": steps, "batch_size": 4})
+        make_recipe(
+            str(tmp_path / kind),
+            adaptation={"kind": kind} | METHODS[kind],
+            train={"steps": steps, "batch_size": 4},
+        )
     )
-    base = folder / "model" if kind == "full" else random_base
+    base = folder / "model" if kind in ("full", "last_n", "staged") else random_base
     for robot in ("ur5e", "bimanual_panda"):
         bundle = Bundle.load(folder / "bundles" / robot)
         assert not bundle.adapter

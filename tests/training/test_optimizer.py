@@ -30,3 +30,16 @@ def test_one_robots_spike_does_not_shrink_anothers_step():
     clip_per_robot([[wild], [calm]], 1.0)
     assert wild.grad.norm() == pytest.approx(1.0, rel=1e-3)
     assert torch.equal(calm.grad, torch.full((4,), 0.1))
+
+
+def test_stages_have_their_own_peak_and_warm_up_within_one_decay():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=2, schedule="linear")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer, rates = make_optimizer(config, {"a": [parameter]}, steps=10, rates=[(0, 1.0), (5, 0.1)])
+    seen = []
+    for _ in range(10):
+        seen.append(rates.get_last_lr()[0])
+        optimizer.step()
+        rates.step()
+    wanted = [0.5, 0.9, 0.8, 0.7, 0.6, 0.025, 0.04, 0.03, 0.02, 0.01]
+    assert seen == pytest.approx(wanted)

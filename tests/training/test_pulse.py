@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from vla_adapt.recipe import Recipe
 from vla_adapt.training import pulse as pulses
+from vla_adapt.training.checkpoint_folder import CheckpointFolder
 from vla_adapt.training.pulse import Pulse, RankLost
 from vla_adapt.training.ranks import Ranks
 
@@ -179,4 +179,4 @@ def test_what_one_rank_failed_with_is_told_by_the_other(make_recipe: MakeRecipe,
     assert "RankLost: rank 1 (process " in launch.said[0]
     assert ", at step 3) ended: the loss is nan at step 2" in launch.said[0]
     assert "step-00000002; the same command goes on" in launch.said[0]
-    assert os.listdir(tmp_path / "r" / "checkpoints")
+    assert CheckpointFolder(tmp_path / "r", keep=2).newest_whole() == (2, [])

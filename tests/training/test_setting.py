@@ -18,8 +18,8 @@ from vla_adapt.adaptation.bank import Bank
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import fake_data, open_dataset
-from vla_adapt.episodes.loader import make_loader
-from vla_adapt.episodes.write import RldsWriter
+from vla_adapt.episodes.mixing.loader import make_loader
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import Augmentation, AugmentationConfig, CenterCrop
@@ -230,3 +230,31 @@ def test_augmentation_that_is_off_changes_nothing(
 
 def _losses(folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_robots_of_one_name_are_refused(make_recipe: MakeRecipe, tmp_path: Path):
+    ur5e = Embodiment.load("ur5e")
+    other = ur5e.model_copy(update={"proprio": ur5e.proprio[:-1]})
+    paths = []
+    for robot in (ur5e, other):
+        name = f"set{len(paths)}"
+        with RldsWriter(tmp_path / "data", name, robot) as writer:
+            for split in ("train", "val"):
+                writer.add(split, fake_data(robot, np.random.default_rng(0), length=4))
+        paths.append({"path": str(writer.path)})
+    with pytest.raises(ValueError, match=r"'ur5e' is two robots: set0 and set1 describe it differently"):
+        prepare(make_recipe(str(tmp_path / "run"), mixture=paths))
+
+
+def test_an_invariance_loss_wants_two_robots(
+    make_recipe: MakeRecipe, two_robot_data: dict[str, Path], tmp_path: Path
+):
+    alone = [{"path": str(two_robot_data["ur5e"])}]
+    with pytest.raises(ValueError, match=r"invariance 'mmd' got 1 robot\(s\) \(ur5e\), wanted two or more"):
+        prepare(make_recipe(str(tmp_path), mixture=alone, invariance={"method": "mmd"}))
+
+
+def test_a_head_too_long_for_a_robot_is_refused(make_recipe: MakeRecipe, tmp_path: Path):
+    head = {"kind": "tokens", "horizon": 256, "proprio": False}
+    with pytest.raises(ValueError, match=r"the tokens head of 'ur5e' needs about .* positions"):
+        prepare(make_recipe(str(tmp_path), policy={"head": head}))

@@ -22,9 +22,7 @@ def adapter_of(parameter_name: str) -> str | None:
 
 def file_key(parameter_name: str) -> str:
     """The parameter's name in the file of a plain PEFT adapter."""
-    return PREFIX + _PARAMETER.sub(
-        lambda found: found[0].replace(f".{found[1]}.", ".", 1), parameter_name
-    )
+    return PREFIX + _PARAMETER.sub(lambda found: found[0].replace(f".{found[1]}.", ".", 1), parameter_name)
 
 
 def check_adapter_names(robots: list[str]) -> None:

@@ -152,6 +152,7 @@ def _reload(bundle: Bundle, head: ActionHead, folder: Path, dtype: torch.dtype, 
         proprio_statistics=bundle.proprio_statistics,
         observation=bundle.observation,
         adapted=False,
+        constants=bundle.constants,
     )
 
 
@@ -163,6 +164,8 @@ def _notes(bundle: Bundle, head: ActionHead) -> list[str]:
             f"the head is {describe(head.config)} (in {HEAD_JSON}); the original's predict_action knows "
             "single steps of tokens only"
         )
+    if bundle.constants:
+        notes.append(f"not predicted, to be sent as constants: {', '.join(sorted(bundle.constants))}")
     if bundle.observation.center_crop < 1:
         notes.append(f"the policy sees {bundle.observation}; crop images so (center_crop) before they go in")
     return notes

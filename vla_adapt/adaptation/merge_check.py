@@ -77,7 +77,10 @@ def answers(policy: RobotPolicy, golden: Golden) -> Answers:
 
 
 def hidden_and_logits(policy: RobotPolicy, golden: Golden, adapted: bool) -> list[Tensor]:
-    """Hidden states [1, L, D] and logits [1, L, V] for the golden observation, its mirror image and noise."""
+    """Hidden states [1, L, D] and logits [1, L, V] for the golden observation, its mirror image and noise.
+
+    Of several cameras the first alone is looked at here; the golden action chunk comes from all of them.
+    """
     noise = np.random.default_rng(0).integers(0, 256, golden.image.shape, dtype=np.uint8)
     images = (golden.image, np.ascontiguousarray(golden.image[:, ::-1]), noise)
     activate(policy.model, policy.robot if adapted else None)
@@ -87,7 +90,7 @@ def hidden_and_logits(policy: RobotPolicy, golden: Golden, adapted: bool) -> lis
         batch = policy.batch(observation).to(policy.model.device)
         with torch.inference_mode():
             seen = policy.model(
-                batch.input_ids, batch.attention_mask, batch.pixel_values, output_hidden_states=True
+                batch.input_ids, batch.attention_mask, batch.pixel_values[:, :6], output_hidden_states=True
             )
         tensors += [seen.hidden_states[-1].float().cpu(), seen.logits.float().cpu()]
     return tensors

@@ -1,124 +1,81 @@
 """Which parameters of a policy may change, and how: one small frozen class per method.
 
 `method.prepare(model, robots)` makes the trainable state for those robots inside `model`; the knobs live in
-the class. Heads are the robot's own and train with every method but `none`.
+the class. Heads are the robot's own and train with every method but `none`; where the base itself trains,
+robots share one head.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from peft import LoraConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from pydantic import Field, field_validator
 
-from vla_adapt.adaptation.adapter_name import SHARED, check_adapter_names
-from vla_adapt.adaptation.routed import routed
+from vla_adapt.adaptation.lora import TARGETS, Lora, SharedLora, activate
+from vla_adapt.adaptation.method_contract import AdaptationMethod
+from vla_adapt.adaptation.quantized import QLora
+from vla_adapt.adaptation.unfreezing import LastN, Stage, Staged
 from vla_adapt.policy.openvla import OpenVLA
 
-ATTENTION = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj)"
-ALL_LINEAR = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2|fc3)"
-TARGETS = {"attention": ATTENTION, "all_linear": ALL_LINEAR}
+__all__ = [
+    "TARGETS", "AdaptationMethod", "Frozen", "Full", "LastN", "Lora", "Method", "Nothing", "QLora",
+    "SharedLora", "Stage", "Staged", "activate",
+]  # fmt: skip
 
 
-class SharedLora(BaseModel):
-    """The adapter that all robots train together, besides their own."""
+class Frozen(AdaptationMethod):
+    """The backbone stays frozen; only the robot's action head (and its condition) trains.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    rank: int = Field(default=16, gt=0)
-    alpha: int = Field(default=32, gt=0)
+    With a readout or flow head what the backbone gives is computed once for every step of the data and kept
+    on disk (`training.frozen_features`). `head_only` is its older name.
 
-
-class Lora(BaseModel):
-    """One low-rank adapter per robot on a frozen base (Hu et al., 2021), and optionally one for all of them.
-
-    `targets` is "attention", "all_linear" (language model, projector and both vision towers) or a regular
-    expression over module names. The seed of the project uses r=16, alpha=32 on attention; OpenVLA's own
-    fine-tuning r=32, alpha=16 on all linear layers. `shared` is applied beside each robot's own adapter, with
-    the same targets, dropout and kind of scaling; bundles hold both as one adapter.
+    Attributes:
+        cache: keep features; where that cannot be, a note says why.
+        cache_dir: where; None: beside each dataset, else in $VLA_ADAPT_CACHE or ~/.cache/vla_adapt.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["lora"] = "lora"
-    rank: int = Field(default=16, gt=0)
-    alpha: int = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    rslora: bool = False
-    targets: str = "attention"
-    shared: SharedLora | None = None
+    kind: Literal["frozen", "head_only"] = "frozen"
+    cache: bool = True
+    cache_dir: str | None = None
+
+    @field_validator("kind")
+    @classmethod
+    def _one_name(cls, kind: str) -> str:
+        del kind
+        return "frozen"
 
     def prepare(self, model: OpenVLA, robots: list[str]) -> None:
-        """Inject the adapters; `routed.route` then sends rows through them.
-
-        Raises:
-            ValueError: robots that no adapter can be named after.
-        """
-        check_adapter_names(robots)
-        config = self._config(model, self.rank, self.alpha)
-        peft_model = get_peft_model(model, config, adapter_name=robots[0])
-        for robot in robots[1:]:
-            peft_model.add_adapter(robot, config)
-        if self.shared is not None:
-            peft_model.add_adapter(SHARED, self._config(model, self.shared.rank, self.shared.alpha))
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-
-    def _config(self, model: OpenVLA, rank: int, alpha: int) -> LoraConfig:
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=self.dropout,
-            use_rslora=self.rslora,
-            target_modules=TARGETS.get(self.targets, self.targets),
-            bias="none",
-        )
-        return routed(config, model.rows)
-
-
-class HeadOnly(BaseModel):
-    """The backbone stays frozen; only the robot's action head trains."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["head_only"] = "head_only"
-
-    def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        """Freeze the model."""
         del robots
         model.requires_grad_(False)
 
 
-class Full(BaseModel):
+class Full(AdaptationMethod):
     """Every parameter trains; what comes out is a new base, not an adapter."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    changes_base: ClassVar[bool] = True
     kind: Literal["full"] = "full"
 
     def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        """Train all of the model."""
         del robots
         model.requires_grad_(True)
 
 
-class Nothing(BaseModel):
+class Nothing(AdaptationMethod):
     """Nothing trains: the base and its head as they are, with the robot's own statistics (a control)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: Literal["none"] = "none"
 
     def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        """Freeze the model."""
         del robots
         model.requires_grad_(False)
 
+    @property
+    def trains_heads(self) -> bool:
+        """Heads stay too."""
+        return False
 
-Method = Annotated[Lora | HeadOnly | Full | Nothing, Field(discriminator="kind")]
 
-
-def activate(model: nn.Module, robot: str | None) -> None:
-    """Send the next forward pass of `model` through the adapter of `robot` (None: the bare base).
-
-    The shared adapter, if there is one, is passed too. Unlike PEFT's `set_adapter` this leaves
-    `requires_grad` alone, so several robots' passes can share one backward pass. Adapters the model does not
-    hold leave the bare base. For batches that mix robots see `routed.route`.
-    """
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            module._active_adapter = [robot, SHARED] if robot is not None else []
+Method = Annotated[Lora | QLora | Frozen | LastN | Staged | Full | Nothing, Field(discriminator="kind")]

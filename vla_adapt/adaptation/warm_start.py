@@ -1,8 +1,8 @@
 """Start a robot from a bundle: another robot's through an action adapter, or its own from an earlier run.
 
-The LoRA weights are copied. A parallel head's output layer is composed with the linear part of the action
-adapter, fc2' = M fc2: the first predictions are the other robot's, mapped. That is exact where the adapter is
-linear and the observation equal; proprio is normalized with the new robot's own statistics.
+The LoRA weights are copied. The output layer of a parallel or readout head is composed with the linear part
+of the action adapter, fc2' = M fc2: the first predictions are the other robot's, mapped. That is exact where
+the adapter is linear and the observation equal; proprio is normalized with the new robot's own statistics.
 """
 
 from __future__ import annotations
@@ -31,11 +31,15 @@ from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import model_card
 from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_action_adapter
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics import RobotStatistics, robot_statistics
 from vla_adapt.policy.heads import ActionHead, load_head
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.parallel_head import ParallelHead
+from vla_adapt.policy.readout_head import ReadoutHead
+
+# Heads that end in a linear layer `fc2` over the slots.
+_LINEAR = (ParallelHead, ReadoutHead)
 
 
 def make_warm_bundle(
@@ -120,10 +124,10 @@ def compose_output(
     Raises:
         ValueError: a head whose last step is not a linear layer over the 32 slots.
     """
-    if not isinstance(head, ParallelHead):
+    if not isinstance(head, _LINEAR):
         raise ValueError(
             f"a '{head.config.kind}' head has no linear output layer over the slots; warm starts between "
-            "robots want the parallel head"
+            "robots want the parallel or the readout head"
         )
     weight, bias = head.fc2.weight, head.fc2.bias
     factor = torch.from_numpy(matrix).to(weight.device)
@@ -141,7 +145,7 @@ def start_robot(
 ) -> None:
     """Copy `bundle`'s adapter into the fresh one of its robot in `model`, and its head into `head`.
 
-    A parallel head is rescaled where the run's statistics (`normalizer`) differ from the bundle's.
+    A parallel or readout head is rescaled where the run's statistics (`normalizer`) differ from the bundle's.
 
     Raises:
         ValueError: the bundle is of another robot, base, head or adapter configuration (`lora`; None: the run
@@ -158,7 +162,7 @@ def start_robot(
     head.load_state_dict(_head_of(bundle, model).state_dict())
     scale, offset = renormalization(Normalizer(bundle.action_statistics, normalizer.mask), normalizer)
     changed = (np.abs(scale - normalizer.mask) > 1e-6).any() or (np.abs(offset) > 1e-6).any()
-    if isinstance(head, ParallelHead) and changed:
+    if isinstance(head, _LINEAR) and changed:
         compose_output(head, np.diag(scale), offset)
 
 

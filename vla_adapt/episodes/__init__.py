@@ -1,6 +1,6 @@
 """Episodes of many robots: read, written, mixed and cut into windows, without TensorFlow."""
 
-from vla_adapt.episodes.entry import DatasetEntry
+from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.episodes.opening import open_dataset
 from vla_adapt.episodes.source import (
     Episode,

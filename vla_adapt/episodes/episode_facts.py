@@ -1,11 +1,11 @@
-"""What is known of an episode without reading its numbers: its name, its instruction, its metadata."""
+"""What is known of an episode without reading its numbers: name, instruction, metadata, what it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.source import EpisodeDataset, Observations
 
 
 @runtime_checkable
@@ -32,3 +32,11 @@ def instruction(dataset: EpisodeDataset, index: int) -> str:
 def metadata(dataset: EpisodeDataset, index: int) -> Mapping[str, Any]:
     """Facts about an episode as a whole: seed, success, source file, ..."""
     return dataset.metadata(index) if isinstance(dataset, Described) else dataset[index].metadata
+
+
+def observations(dataset: EpisodeDataset, index: int) -> Observations:
+    """What an episode shows; its motion is not read where the dataset can do without."""
+    read = getattr(
+        dataset, "observations", None
+    )  # isinstance() of a protocol is slow, this is met per sample
+    return dataset[index] if read is None else read(index)

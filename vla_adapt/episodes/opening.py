@@ -7,19 +7,19 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.byte_source import is_url
-from vla_adapt.episodes.damage import OnError
-from vla_adapt.episodes.entry import SIDECAR, DatasetEntry, read_sidecar
-from vla_adapt.episodes.feature_spec import STEPS
-from vla_adapt.episodes.hdf5 import Hdf5Store
-from vla_adapt.episodes.hdf5_layout import hdf5_files
-from vla_adapt.episodes.lerobot import LEROBOT_REMEDY, conventional_entry, open_lerobot
-from vla_adapt.episodes.lerobot_meta import is_lerobot
-from vla_adapt.episodes.mapped import MappedDataset
+from vla_adapt.episodes.hdf5.hdf5_layout import hdf5_files
+from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
+from vla_adapt.episodes.lerobot.lerobot_meta import is_lerobot
+from vla_adapt.episodes.lerobot.lerobot_store import LEROBOT_REMEDY, conventional_entry, open_lerobot
+from vla_adapt.episodes.mapping.entry import SIDECAR, DatasetEntry, read_sidecar
+from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.oxe import CATALOGUE, find_entry
-from vla_adapt.episodes.rlds import RldsStore
-from vla_adapt.episodes.shards import RldsFolder
-from vla_adapt.episodes.stored import StoredEpisodes
+from vla_adapt.episodes.rlds.rlds_store import RldsStore
+from vla_adapt.episodes.rlds.shards import RldsFolder
+from vla_adapt.episodes.storage.byte_source import is_url
+from vla_adapt.episodes.storage.damage import OnError
+from vla_adapt.episodes.storage.feature_spec import STEPS
+from vla_adapt.episodes.storage.stored import StoredEpisodes
 
 
 def open_dataset(

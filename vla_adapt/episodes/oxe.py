@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_adapt.episodes.entry import DatasetEntry
+from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 
 # In a YAML file: take everything not said here from the catalogued dataset of this name.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,6 +17,8 @@ from jaxtyping import Float, Int64, Shaped, UInt8
 from vla_adapt.embodiment import Component, Embodiment
 
 Images = UInt8[np.ndarray, "_ h w 3"] | Sequence[bytes]
+# Decodes one image, uint8 [h, w, 3].
+PendingImage = Callable[[], np.ndarray]
 
 
 @dataclass
@@ -56,31 +59,28 @@ class EpisodeData:
         )
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One episode: numbers in memory, images decoded when asked for.
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """What an episode shows: its words, and images and further arrays read when asked for; no motion.
 
-    `len()` is the number of steps. `action` [T, D] and `state` [T, P] are float32 in the robot's own units.
-    `action_omits` and `state_omits` name components of the embodiment that were not recorded: their numbers
-    mean nothing and their slots are masked.
+    `len()` is the number of steps. `fetch_image`, where a format has it, reads the stored bytes of an image
+    and returns a call that decodes them.
     """
 
     episode_id: str
     instruction: str
-    action: Float[np.ndarray, "T D"]
-    state: Float[np.ndarray, "T P"] | None
+    length: int
     cameras: tuple[str, ...]
     extra_keys: tuple[str, ...]
     read_image: Callable[[int, str], UInt8[np.ndarray, "h w 3"]]
     read_extra: Callable[[str], Shaped[np.ndarray, "T ..."]]
     read_metadata: Callable[[], Mapping[str, Any]] = dict
-    action_omits: tuple[str, ...] = ()
-    state_omits: tuple[str, ...] = ()
     depth_cameras: tuple[str, ...] = ()
     read_depth: Callable[[int, str], Float[np.ndarray, "h w"]] | None = None
+    fetch_image: Callable[[int, str], PendingImage] | None = None
 
     def __len__(self) -> int:
-        return len(self.action)
+        return self.length
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -95,6 +95,13 @@ class Episode:
         """
         self._check_place(t, camera, self.cameras, "camera")
         return self.read_image(t, camera)
+
+    def pending_image(self, t: int, camera: str) -> PendingImage:
+        """`image` in two halves: what is read is read now, the returned call decodes it."""
+        self._check_place(t, camera, self.cameras, "camera")
+        if self.fetch_image is None:
+            return partial(self.read_image, t, camera)
+        return self.fetch_image(t, camera)
 
     def depth(self, t: int, camera: str = "primary") -> Float[np.ndarray, "h w"]:
         """Depth of step `t` as float32 [h, w], m; raises as `image`."""
@@ -119,6 +126,25 @@ class Episode:
                 f"episode {self.episode_id}: no extra '{key}'; it has {_listed(self.extra_keys)}"
             )
         return self.read_extra(key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode(Observations):
+    """One episode: numbers in memory, images decoded when asked for.
+
+    `action` [T, D] and `state` [T, P] are float32 in the robot's own units. `action_omits` and `state_omits`
+    name components of the embodiment that were not recorded: their numbers mean nothing and their slots are
+    masked.
+    """
+
+    length: int = field(init=False)
+    action: Float[np.ndarray, "T D"]
+    state: Float[np.ndarray, "T P"] | None
+    action_omits: tuple[str, ...] = ()
+    state_omits: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length", len(self.action))
 
 
 @runtime_checkable

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from jaxtyping import Int64
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts
-from vla_adapt.episodes.source import Episode, EpisodeDataset
+from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
+from vla_adapt.episodes.storage.stored import find_prefetcher
 
 
 class EpisodeSubset:
@@ -37,6 +39,16 @@ class EpisodeSubset:
 
     def __getitem__(self, index: int) -> Episode:
         return self.dataset[self._at(index)]
+
+    def observations(self, index: int) -> Observations:
+        return episode_facts.observations(self.dataset, self._at(index))
+
+    def prefetcher(self) -> Callable[[int, int, str], None] | None:
+        inner = find_prefetcher(self.dataset)
+        return None if inner is None else partial(self._prefetch, inner)
+
+    def _prefetch(self, inner: Callable[[int, int, str], None], index: int, t: int, camera: str) -> None:
+        inner(self._at(index), t, camera)
 
     def episode_id(self, index: int) -> str:
         return episode_facts.episode_id(self.dataset, self._at(index))

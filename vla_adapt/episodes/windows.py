@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.source import Episode
+from vla_adapt.episodes.source import Episode, Observations, PendingImage
 from vla_adapt.types import NUM_SLOTS
 
 Window = dict[str, Any]
@@ -25,6 +26,11 @@ class UnifiedMotion:
     action_mask: Bool[np.ndarray, " S"]
     proprio: Float[np.ndarray, "T S"] | None
     proprio_mask: Bool[np.ndarray, " S"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the numbers."""
+        return self.action.nbytes + (0 if self.proprio is None else self.proprio.nbytes)
 
 
 def unify_motion(
@@ -60,7 +66,7 @@ def unify_motion(
 
 
 def window(
-    episode: Episode,
+    episode: Observations,
     t: int,
     horizon: int,
     unifier: ActionUnifier,
@@ -83,7 +89,7 @@ def window(
         proprio_unifier: the same, kind "proprio"; None: no proprioception in the window.
         cameras: which cameras to decode; None: all.
         dataset: its name, for `ids` and errors.
-        motion: `unify_motion` of the episode, if the caller has it at hand.
+        motion: `unify_motion` of the episode, if the caller has it at hand; `episode` may lack it then.
         optional_cameras: decoded too where the episode has them, else a zero image of the size of the first
             camera there is. One that the embodiment declares as required is not optional.
         history: K, steps observed: t - K + 1 .. t.
@@ -101,42 +107,69 @@ def window(
         ValueError: a camera the episode lacks, a step outside, a non-finite number, images of different sizes
             in one history; names dataset, episode.
     """
+    return begin_window(
+        episode, t, horizon, unifier, proprio_unifier, cameras, dataset, motion, optional_cameras, history
+    )()
+
+
+def begin_window(
+    episode: Observations,
+    t: int,
+    horizon: int,
+    unifier: ActionUnifier,
+    proprio_unifier: ActionUnifier | None = None,
+    cameras: Sequence[str] | None = None,
+    dataset: str = "",
+    motion: UnifiedMotion | None = None,
+    optional_cameras: Sequence[str] = (),
+    history: int = 1,
+) -> Callable[[], Window]:
+    """`window` in two halves: all that is read is read now, the returned call decodes the images.
+
+    Reading for a whole batch before decoding any of it leaves the processor's caches to the decoder.
+    """
     where = f"{dataset or 'dataset'}: episode {episode.episode_id}"
     if history < 1:
         raise ValueError(f"{where}: history {history}: wanted at least 1 step")
     if not 0 <= t < len(episode):
         raise ValueError(f"{where}: step {t} asked, it has steps 0..{len(episode) - 1}")
     if motion is None:
+        assert isinstance(episode, Episode), f"{where}: neither recorded nor unified motion given"
         try:
             motion = unify_motion(episode, unifier, proprio_unifier)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
     wanted = episode.cameras if cameras is None else cameras
     absent = absent_cameras(episode.cameras, wanted, optional_cameras, unifier.embodiment, where)
-    looks = {
-        camera: _look(episode, t, history, camera, where)
+    steps = range(max(0, t - history + 1), t + 1)
+    pending = {
+        camera: [episode.pending_image(step, camera) for step in steps]
         for camera in dict.fromkeys((*wanted, *optional_cameras))
         if camera not in absent
     }
-    if absent and not looks:
+    if absent and not pending:
         raise ValueError(f"{where}: it has none of the cameras {', '.join(absent)}; ask for one it has")
-    looks |= {camera: np.zeros_like(next(iter(looks.values()))) for camera in absent}
-    action = np.zeros((horizon, NUM_SLOTS), np.float32)
-    action_mask = np.zeros((horizon, NUM_SLOTS), bool)
-    chunk = motion.action[t : t + horizon]
-    action[: len(chunk)] = chunk
-    action_mask[: len(chunk)] = motion.action_mask
-    return {
-        "images": looks,
-        "image_mask": {camera: camera not in absent for camera in looks},
+    cut = {
         **_state(motion, t, history),
-        "action": action,
-        "action_mask": action_mask,
+        **_chunk(motion, t, horizon),
         "instruction": episode.instruction,
         "robot": unifier.embodiment.name,
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
         "ids": {"dataset": dataset, "episode": episode.episode_id, "step": t},
     }
+    return partial(_finish, cut, pending, absent, history, where)
+
+
+def _finish(
+    cut: Window, pending: Mapping[str, list[PendingImage]], absent: Sequence[str], history: int, where: str
+) -> Window:
+    """The window with its images decoded."""
+    looks = {
+        camera: _look([image() for image in images], cut["ids"]["step"], history, camera, where)
+        for camera, images in pending.items()
+    }
+    looks |= {camera: np.zeros_like(next(iter(looks.values()))) for camera in absent}
+    return {"images": looks, "image_mask": {camera: camera not in absent for camera in looks}, **cut}
 
 
 def absent_cameras(
@@ -154,24 +187,37 @@ def absent_cameras(
     return [camera for camera in dict.fromkeys(optional) if camera not in present]
 
 
-def _look(episode: Episode, t: int, history: int, camera: str, where: str) -> UInt8[np.ndarray, "*K h w 3"]:
+def _look(
+    frames: list[np.ndarray], t: int, history: int, camera: str, where: str
+) -> UInt8[np.ndarray, "*K h w 3"]:
     """The image of step t, or of the last K steps."""
     if history == 1:
-        return episode.image(t, camera)
-    first = max(0, t - history + 1)
-    frames = [episode.image(step, camera) for step in range(first, t + 1)]
-    for step, frame in enumerate(frames, start=first):
+        return frames[0]
+    for step, frame in enumerate(frames, start=t - len(frames) + 1):
         if frame.shape != frames[-1].shape:
             sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
             raise ValueError(f"{where}: camera '{camera}' gives {sizes}; draw it without history")
     return np.stack([frames[0]] * (history - len(frames)) + frames)
 
 
+def _chunk(motion: UnifiedMotion, t: int, horizon: int) -> dict[str, np.ndarray]:
+    """action [H, 32] and action_mask [H, 32] from step t on."""
+    action = np.zeros((horizon, NUM_SLOTS), np.float32)
+    mask = np.zeros((horizon, NUM_SLOTS), bool)
+    rest = motion.action[t : t + horizon]
+    action[: len(rest)] = rest
+    mask[: len(rest)] = motion.action_mask
+    return {"action": action, "action_mask": mask}
+
+
 def _state(motion: UnifiedMotion, t: int, history: int) -> dict[str, np.ndarray]:
     """proprio [32] and its mask; with history [K, 32] and history_mask [K] besides."""
+    mask = motion.proprio_mask.copy()
+    if history == 1:
+        now = np.zeros(NUM_SLOTS, np.float32) if motion.proprio is None else motion.proprio[t].copy()
+        return {"proprio": now, "proprio_mask": mask}
     steps = np.arange(t - history + 1, t + 1)
     proprio = np.zeros((history, NUM_SLOTS), np.float32)
     if motion.proprio is not None:
         proprio[:] = motion.proprio[np.maximum(steps, 0)]
-    state = {"proprio": proprio if history > 1 else proprio[0], "proprio_mask": motion.proprio_mask.copy()}
-    return {**state, "history_mask": steps >= 0} if history > 1 else state
+    return {"proprio": proprio, "proprio_mask": mask, "history_mask": steps >= 0}

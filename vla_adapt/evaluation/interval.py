@@ -8,8 +8,10 @@ from math import inf, sqrt
 import numpy as np
 from scipy.stats import t as student
 
+from vla_adapt.invariance.episode_interval import Z_95, score_interval
 
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+
+def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson, 1927); 95 % with the default z.
 
     Returns:
@@ -22,11 +24,7 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
         raise ValueError(f"got {successes} successes in {trials} trials; wanted 0 <= successes <= trials")
     if trials == 0:
         return 0.0, 1.0
-    rate = successes / trials
-    center = rate + z * z / (2 * trials)
-    spread = z * sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+    return score_interval(successes / trials, trials, z)
 
 
 def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.adaptation.robot_policy import RobotPolicy
-from vla_adapt.episodes.open_mixture import open_mixture
+from vla_adapt.episodes.mixing.open_mixture import open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.evaluation.open_loop import BATCH, cut_windows, evenly_spaced
 from vla_adapt.evaluation.run_folder import RunFolder

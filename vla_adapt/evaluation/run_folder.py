@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_adapt.adaptation.bundle import Bundle, find_bundles
-from vla_adapt.episodes.mixture_spec import MixtureSpec
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec
 from vla_adapt.resources import base_dir
 from vla_adapt.suggest import parse_yaml, validate_model
 

@@ -18,7 +18,7 @@ def coral(features: Float[Tensor, "B F"], robot_index: Int[Tensor, " B"]) -> Flo
     Returns:
         None when fewer than two robots have two rows or more; other robots' rows do not count.
     """
-    members = membership(robot_index)
+    members = membership(robot_index, features.dtype)
     if members is None:
         return None
     counts, width = members.sum(dim=0), features.shape[1]

@@ -53,7 +53,7 @@ class RobotClassifier(nn.Module):
                 self.register_buffer("codes", torch.randn(CODES, CODE_WIDTH), persistent=False)
 
     def forward(
-        self, features: Float[Tensor, "B F"], condition: Num[Tensor, B * C] | None = None
+        self, features: Float[Tensor, "B F"], condition: Num[Tensor, "B ..."] | None = None
     ) -> Float[Tensor, "B R"]:
         """Logits. `condition` is [B] whole numbers, or [B, C]; no gradient flows into it.
 
@@ -73,6 +73,23 @@ class RobotClassifier(nn.Module):
         if condition.ndim != 2 or condition.shape[1] != self.condition_width:
             raise ValueError(f"condition is {list(condition.shape)} {condition.dtype}, wanted {wanted}")
         return condition.detach().float()
+
+
+def gradient_penalty(
+    classifier: RobotClassifier,
+    features: Float[Tensor, "B F"],
+    robot_index: Int[Tensor, " B"],
+    condition: Num[Tensor, "B ..."] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean over rows of the squared gradient of a row's cross-entropy by its features.
+
+    It reaches the classifier only. The R1 penalty of Mescheder et al. (1801.04406), who show that without it
+    adversarial training need not converge; DomainBed's DANN (Gulrajani & Lopez-Paz, 2007.01434) has the same.
+    """
+    rows = features.detach().requires_grad_()
+    total = nn.functional.cross_entropy(classifier(rows, condition), robot_index.long(), reduction="sum")
+    (gradient,) = torch.autograd.grad(total, rows, create_graph=True)
+    return gradient.square().sum(dim=1).mean()
 
 
 def balanced_cross_entropy(logits: Float[Tensor, "B R"], robot_index: Int[Tensor, " B"]) -> Float[Tensor, ""]:

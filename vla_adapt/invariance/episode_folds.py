@@ -1,4 +1,4 @@
-"""Folds of a cross-validation that split by episode, never by step, and give every fold some of every robot."""
+"""Folds of a cross-validation: whole episodes, never steps, and some of every robot in every fold."""
 
 from __future__ import annotations
 

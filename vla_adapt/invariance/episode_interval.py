@@ -11,12 +11,13 @@ from jaxtyping import Bool, Int64
 Z_95 = 1.959964
 
 
-def score_interval(rate: float, trials: float, z: float = Z_95) -> tuple[float, float]:
+def score_interval(rate: float, trials: float | int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval (1927) of a rate seen in `trials` trials, not necessarily a whole number."""
     scale = 1 + z * z / trials
     center = rate + z * z / (2 * trials)
     spread = z * sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
+    low, high = (center - spread) / scale, (center + spread) / scale
+    return min(rate, max(0.0, low)), max(rate, min(1.0, high))
 
 
 def episode_interval(
@@ -48,7 +49,7 @@ def episode_interval(
 
 
 def _clustered(correct: np.ndarray, episode: np.ndarray) -> tuple[float, float]:
-    """Share of rows right, and the variance of that share from the spread between episodes (ratio estimate)."""
+    """Share of rows right, and its variance from the spread between episodes (ratio estimate)."""
     _, place = np.unique(episode, return_inverse=True)
     rows = np.bincount(place)
     right = np.bincount(place, weights=correct)

@@ -22,7 +22,7 @@ def instruction_ids(ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Int[T
     return found
 
 
-def group_numbers(condition: Num[Tensor, B * C]) -> Int[Tensor, " B"]:
+def group_numbers(condition: Num[Tensor, "B ..."]) -> Int[Tensor, " B"]:
     """Numbers 0, 1, ... such that rows of equal condition, and only they, have the same."""
     return torch.unique(condition, dim=0, return_inverse=True)[1]
 
@@ -31,7 +31,7 @@ def within_groups(
     statistic: Alignment,
     features: Float[Tensor, "B F"],
     robot_index: Int[Tensor, " B"],
-    condition: Num[Tensor, B * C] | None,
+    condition: Num[Tensor, "B ..."] | None,
 ) -> Float[Tensor, ""] | None:
     """`statistic` within each group of equal condition, averaged over the rows of groups that have one.
 

@@ -1,4 +1,4 @@
-"""Multi-kernel maximum mean discrepancy between robots (Gretton et al., 2012; DAN, Long et al., 1502.02791)."""
+"""Multi-kernel maximum mean discrepancy (Gretton et al., 2012; DAN, Long et al., 1502.02791)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 from vla_adapt.invariance.robot_pairs import block_sums, membership, pair_mean
 
 # Kernel widths, as shares of the median squared distance; the mean of the kernels is taken.
-WIDTHS = (0.25, 0.5, 1.0, 2.0, 4.0)
+WIDTHS = (1 / 16, 1 / 4, 1.0, 4.0)
 
 
 def mmd2(features: Float[Tensor, "B F"], robot_index: Int[Tensor, " B"]) -> Float[Tensor, ""] | None:
     """Squared MMD between the robots' features, averaged over pairs of robots.
 
     The kernel is the mean of Gaussians exp(-d^2 / (w * median)), where `median` is that of the squared
-    distances between all different rows, held constant (the median heuristic). It is the unbiased U-statistic:
-    its expected value is zero for equal distributions however few rows there are, so that it can be slightly
-    negative. The V-statistic would pull all rows together in small batches.
+    distances between all different rows, held constant (the median heuristic). It is the unbiased
+    U-statistic: for equal distributions its expected value is zero however few rows there are, so it can be
+    slightly negative. The V-statistic would pull all rows together in small batches.
 
     Returns:
         None when fewer than two robots have two rows or more; other robots' rows do not count.
     """
-    members = membership(robot_index)
+    members = membership(robot_index, features.dtype)
     if members is None:
         return None
     kept = members.any(dim=1)

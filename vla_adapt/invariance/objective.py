@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -11,7 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from vla_adapt.invariance.coral import coral
-from vla_adapt.invariance.dann import RobotClassifier, balanced_accuracy, balanced_cross_entropy
+from vla_adapt.invariance.dann import (
+    RobotClassifier,
+    balanced_accuracy,
+    balanced_cross_entropy,
+    gradient_penalty,
+)
 from vla_adapt.invariance.instruction_groups import within_groups
 from vla_adapt.invariance.mmd import mmd2
 from vla_adapt.invariance.reversal import dann_ramp, reverse_gradient
@@ -33,6 +38,8 @@ class InvarianceConfig(BaseModel):
         conditional: align robots within the same instruction only.
         classifier_width: of the two hidden layers of DANN's adversary.
         classifier_rate: its learning rate, in multiples of the run's.
+        gradient_penalty: on the adversary (see `dann.gradient_penalty`); 0 is DANN as published, which chases
+            its adversary in circles where features have room to spare.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,13 +51,14 @@ class InvarianceConfig(BaseModel):
     conditional: bool = False
     classifier_width: int = Field(default=128, gt=0)
     classifier_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    gradient_penalty: float = Field(default=3.0, ge=0, allow_inf_nan=False)
 
     @property
     def active(self) -> bool:
         """Whether it changes anything."""
         return self.method != "none" and self.weight > 0
 
-    def strength(self, progress: float) -> float:
+    def strength(self, progress: float | int) -> float:
         """Weight times schedule at the share `progress` (0..1) of the training."""
         factor = {
             "constant": 1.0,
@@ -109,25 +117,19 @@ class InvarianceObjective(nn.Module):
         """The number of each row's robot."""
         return torch.tensor([self.robots.index(robot) for robot in robots], device=device)
 
-    def optimizer_group(self, learning_rate: float) -> dict[str, Any] | None:
-        """The adversary's parameter group for an optimizer; None when there is no adversary."""
-        if self.classifier is None:
-            return None
-        rate = learning_rate * self.config.classifier_rate
-        return {"params": list(self.classifier.parameters()), "lr": rate, "name": "invariance"}
-
     def forward(
         self,
         features: Float[Tensor, "B F"],
         robot_index: Int[Tensor, " B"],
-        progress: float,
-        condition: Num[Tensor, B * C] | None = None,
+        progress: float | int,
+        condition: Num[Tensor, "B ..."] | None = None,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """What to add to the action loss, and numbers to log.
 
-        For dann it is the adversary's cross-entropy: the adversary learns at full speed, the features receive
-        its gradient times minus `strength`. For mmd and coral it is `strength` times the statistic, 0 when too
-        few rows of two robots are there. Computed in float32 also under autocast.
+        For dann it is the adversary's cross-entropy and gradient penalty: the adversary learns at full speed,
+        the features receive the gradient of the cross-entropy times minus `strength`. For mmd and coral it is
+        `strength` times the statistic, 0 when too few rows of two robots are there. Computed in float32 also
+        under autocast.
 
         Args:
             features: of one tap (see `tap.tapped`).
@@ -166,8 +168,14 @@ class InvarianceObjective(nn.Module):
         if self.classifier is not None:
             logits = self.classifier(reverse_gradient(features, strength), condition)
             loss = balanced_cross_entropy(logits, robot_index)
-            accuracy = balanced_accuracy(logits.detach(), robot_index)
-            return loss, {"accuracy": accuracy, "cross_entropy": loss.detach()}
+            metrics = {
+                "accuracy": balanced_accuracy(logits.detach(), robot_index),
+                "cross_entropy": loss.detach(),
+            }
+            factor = self.config.gradient_penalty
+            if factor and torch.is_grad_enabled():
+                loss = loss + factor * gradient_penalty(self.classifier, features, robot_index, condition)
+            return loss, metrics
         value = within_groups(_ALIGNMENTS[self.config.method], features, robot_index, condition)
         if value is None:
             return features.sum() * 0.0, {}

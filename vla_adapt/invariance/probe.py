@@ -1,4 +1,4 @@
-"""The probe: how well fresh classifiers tell the robot from frozen features, against chance, with an interval."""
+"""The probe: how well fresh classifiers tell the robot from frozen features, with an interval."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def probe(
     Cross-validation is by episode: steps of one episode look alike, and a classifier that had seen some of
     them would know the others by heart. The accuracy is balanced (every robot counts the same), so chance is
     1 / robots. The interval is Wilson's on the effective number of trials given the spread between episodes
-    (see `episode_interval`); it does not cover the chance of another draw of the training folds. The same input
-    gives the same result.
+    (see `episode_interval`); it does not know what another draw of the training folds would change. The same
+    input gives the same result.
 
     Args:
         features: N rows.
@@ -92,7 +92,7 @@ def probe(
         config: how to probe.
 
     Raises:
-        ValueError: fewer than two robots, a robot with fewer episodes than folds, features that are not finite.
+        ValueError: fewer than two robots, a robot with fewer episodes than folds, features with NaN.
     """
     config = config or ProbeConfig()
     names = tuple(sorted(set(robots)))

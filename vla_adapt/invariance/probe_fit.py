@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
-from vla_adapt.invariance.dann import balanced_cross_entropy
+from torch.nn.functional import cross_entropy
 
 ProbeKind = Literal["linear", "mlp"]
 
@@ -45,36 +44,46 @@ def fit_and_tell(
     train, test = (train - mean) / deviation, (test - mean) / deviation
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        model = _linear(train, robot_index, robots) if kind == "linear" else None
-        model = model or _mlp(train, robot_index, robots, hidden)
+        if kind == "linear":
+            model = _linear(train, robot_index, robots)
+        else:
+            model = _mlp(train, robot_index, robots, hidden)
     with torch.no_grad():
         return model(test).argmax(dim=1)
 
 
-def _linear(train: Float[Tensor, "N F"], robot_index: Int[Tensor, " N"], robots: int) -> nn.Module:
+def _linear(train: Tensor, robot_index: Tensor, robots: int) -> nn.Module:
     model = nn.Linear(train.shape[1], robots)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
+    weights = _row_weights(robot_index)
     optimizer = torch.optim.LBFGS(
         model.parameters(), max_iter=_LBFGS_STEPS, line_search_fn="strong_wolfe", tolerance_change=1e-7
     )
 
-    def loss() -> Tensor:
+    def loss() -> float:
         optimizer.zero_grad()
         penalty = model.weight.square().sum() / (2 * len(train))
-        value = balanced_cross_entropy(model(train), robot_index) + penalty
+        value = weights @ cross_entropy(model(train), robot_index, reduction="none") + penalty
         value.backward()
-        return value
+        return value.item()
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return model
 
 
-def _mlp(train: Float[Tensor, "N F"], robot_index: Int[Tensor, " N"], robots: int, hidden: int) -> nn.Module:
+def _mlp(train: Tensor, robot_index: Tensor, robots: int, hidden: int) -> nn.Module:
     model = nn.Sequential(nn.Linear(train.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, robots))
+    weights = _row_weights(robot_index)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_MLP_RATE, weight_decay=_MLP_DECAY)
     for _ in range(_MLP_STEPS):
         optimizer.zero_grad()
-        balanced_cross_entropy(model(train), robot_index).backward()
+        (weights @ cross_entropy(model(train), robot_index, reduction="none")).backward()
         optimizer.step()
     return model
+
+
+def _row_weights(robot_index: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Weights that sum to 1 over all rows and to the same over each robot's."""
+    _, place, counts = torch.unique(robot_index, return_inverse=True, return_counts=True)
+    return 1.0 / (counts[place] * len(counts))

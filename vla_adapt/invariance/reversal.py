@@ -30,6 +30,6 @@ def reverse_gradient(values: Float[Tensor, "*n"], scale: float) -> Float[Tensor,
     return result
 
 
-def dann_ramp(progress: float) -> float:
+def dann_ramp(progress: float | int) -> float:
     """2 / (1 + exp(-10 p)) - 1 for the share `p` of training that is done: 0 at 0, 0.987 at 0.5, 1 at 1."""
     return 2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0

@@ -9,7 +9,9 @@ from torch import Tensor
 MIN_ROWS = 2  # of a robot, below which nothing can be said about how its features spread
 
 
-def membership(robot_index: Int[Tensor, " B"]) -> Float[Tensor, "B R"] | None:
+def membership(
+    robot_index: Int[Tensor, " B"], dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "B R"] | None:
     """One column per robot that has at least two rows: 1 where the row is its own.
 
     Returns:
@@ -19,7 +21,7 @@ def membership(robot_index: Int[Tensor, " B"]) -> Float[Tensor, "B R"] | None:
     robots = robots[counts >= MIN_ROWS]
     if len(robots) < 2:
         return None
-    return (robot_index[:, None] == robots).float()
+    return (robot_index[:, None] == robots).to(dtype)
 
 
 def block_sums(between_rows: Float[Tensor, "B B"], members: Float[Tensor, "B R"]) -> Float[Tensor, "R R"]:

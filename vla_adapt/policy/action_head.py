@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from vla_adapt.policy.backbone import Question, Seen, look
@@ -16,29 +16,68 @@ from vla_adapt.policy.condition import make_condition
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.types import NUM_SLOTS
 
+# Knobs of `HeadConfig` that only some kinds of head have.
+_KNOBS = {
+    "placeholders": ("parallel",),
+    "grid": ("readout", "flow"),
+    "flow_layers": ("flow",),
+    "flow_steps": ("flow",),
+    "noise_seed": ("flow",),
+}
+
 
 class HeadConfig(BaseModel):
-    """Which head, and how far it looks ahead.
+    """Which head, and how far it looks ahead. A knob of another kind than `kind` is refused.
 
     Attributes:
-        kind: "tokens" (OpenVLA's 256 bins, autoregressive) or "parallel" (one pass, L1, as OpenVLA-OFT).
+        kind: "tokens" (OpenVLA's 256 bins, autoregressive), "parallel" (one pass, L1, as OpenVLA-OFT), or,
+            from a summary of what the backbone saw, "readout" (pooled by attention, L1) or "flow" (flow
+            matching).
         horizon: steps per chunk.
         proprio: whether the robot's own state is an input.
-        hidden: width of the head's MLPs; None takes the language model's width.
+        hidden: width of the head; None takes the language model's ("readout": half of it; both "readout" and
+            "flow": at most 512).
         placeholders: of "parallel": one per "step" of the chunk, or one per "number" (step and slot), as OFT.
+        grid: of "readout" and "flow": cells per side that each camera's patches are averaged on.
+        flow_layers: of "flow": transformer blocks of the action expert.
+        flow_steps: of "flow": Euler steps from noise to a chunk.
+        noise_seed: of "flow": of the noise that predictions start from.
         condition: what tells the backbone which robot it is: nothing, one learned embodiment token, or a
             soft prompt of `condition_tokens` learned vectors (`policy.condition`).
         condition_tokens: length of the soft prompt.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["tokens", "parallel"] = "parallel"
+    kind: Literal["tokens", "parallel", "readout", "flow"] = "parallel"
     horizon: int = Field(default=8, ge=1, le=256)
     proprio: bool = True
     hidden: int | None = Field(default=None, ge=1)
     placeholders: Literal["step", "number"] = "step"
+    grid: int = Field(default=4, ge=1, le=16)
+    flow_layers: int = Field(default=3, ge=1, le=24)
+    flow_steps: int = Field(default=10, ge=1, le=1000)
+    noise_seed: int = Field(default=0, ge=0)
     condition: Literal["none", "token", "soft_prompt"] = "none"
     condition_tokens: int = Field(default=8, ge=1, le=256)
+
+    @model_validator(mode="after")
+    def _refuse_knobs_without_effect(self) -> HeadConfig:
+        for knob, kinds in _KNOBS.items():
+            if self.kind not in kinds and getattr(self, knob) != type(self).model_fields[knob].default:
+                raise ValueError(
+                    f"{knob} is a knob of the {' and '.join(kinds)} head and has no effect on '{self.kind}'; "
+                    "leave it out"
+                )
+        if self.kind == "tokens" and not self.proprio and self.hidden is not None:
+            raise ValueError(
+                "a tokens head without proprio has no MLP, so hidden has no effect; leave it out"
+            )
+        if self.condition != "soft_prompt" and self.condition_tokens != 8:
+            raise ValueError(
+                f"condition_tokens is the length of a soft_prompt and has no effect on '{self.condition}'; "
+                "leave it out"
+            )
+        return self
 
 
 @dataclass
@@ -55,6 +94,7 @@ class ActionHead(nn.Module):
     """Common part of the heads. Masked slots give exactly zero loss, gradient and prediction."""
 
     name: ClassVar[str]
+    cacheable: ClassVar[bool] = False  # reads only what a frozen backbone gives once and for all
 
     def __init__(self, config: HeadConfig, width: int):
         super().__init__()
@@ -104,6 +144,13 @@ class ActionHead(nn.Module):
             )
         mask = batch.action_mask & batch.slot_mask[:, None]
         return batch.action.masked_fill(~mask, 0.0), mask
+
+
+def masked_mean(
+    errors: Float[torch.Tensor, "B H 32"], mask: Bool[torch.Tensor, "B H 32"]
+) -> Float[torch.Tensor, " B"]:
+    """Mean over each sample's unmasked numbers; 0 for a sample that has none."""
+    return errors.masked_fill(~mask, 0.0).sum(dim=(1, 2)) / mask.sum(dim=(1, 2)).clamp(min=1)
 
 
 class ProprioEncoder(nn.Module):

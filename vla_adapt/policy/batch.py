@@ -20,6 +20,8 @@ from vla_adapt.suggest import did_you_mean
 
 # (sample numbers, the camera, their images [B, 3, size, size] in [0, 1]) -> changed images
 Augment = Callable[[Sequence[int], str, torch.Tensor], torch.Tensor]
+# (dataset, episode, step) numbers of samples -> what a frozen backbone saw in them [B, N, D]
+Summaries = Callable[[Sequence[tuple[int, int, int]]], torch.Tensor]
 
 
 @dataclass
@@ -28,7 +30,8 @@ class PolicyBatch:
 
     `slot_mask` says which slots the row's robot has; `action_mask` also leaves out steps past the episode.
     Rows of one robot are neighbors. With several cameras their six channels follow each other in
-    `pixel_values`, and `camera_mask` says which images are really there (None: all of them).
+    `pixel_values`, and `camera_mask` says which images are really there (None: all of them). A batch with a
+    `summary` (what a frozen backbone saw, see `policy.summary_head`) holds neither pixels nor text.
     """
 
     input_ids: Int[torch.Tensor, "B T"]
@@ -40,6 +43,7 @@ class PolicyBatch:
     action: Float[torch.Tensor, "B H 32"] | None = None
     action_mask: Bool[torch.Tensor, "B H 32"] | None = None
     camera_mask: Bool[torch.Tensor, "B C"] | None = None
+    summary: Float[torch.Tensor, "B N D"] | None = None
     extra: dict[str, torch.Tensor] = field(default_factory=dict)
     robots: list[str] = field(default_factory=list)
 
@@ -100,6 +104,9 @@ class BatchBuilder:
         view: done to every image, e.g. `randomization.visual.CenterCrop`.
         augment: done in its place to the images of windows, by their sample numbers, e.g.
             `randomization.visual.Augmentation`; for training only.
+
+    Attributes:
+        summaries: where set, read for windows in place of images and text.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class BatchBuilder:
         self.view = view
         self.augment = augment
         self.more_cameras = tuple(more_cameras)
+        self.summaries: Summaries | None = None
 
     @classmethod
     def from_pretrained(
@@ -146,25 +154,23 @@ class BatchBuilder:
         Raises:
             ValueError: the camera is missing or masked, windows with history, a robot without statistics.
         """
-        samples = [window["ids"].get("sample") for window in windows] if self.augment is not None else []
-        batch = self._observations(
-            [self._seen(window) for window in windows],
-            [window["instruction"] for window in windows],
+        batch = self._states(
             [window["robot"] for window in windows],
             [window.get("proprio") for window in windows],
             [window.get("proprio_mask") for window in windows],
-            samples,
         )
-        values, masks = [], []
-        for window in windows:
-            mask = np.asarray(window["action_mask"], dtype=bool)
-            normalizer = self._normalizer(window["robot"])[0]
-            mask = mask & np.asarray(normalizer.mask, dtype=bool)
-            action = normalizer.normalize(np.where(mask, window["action"], 0.0))
-            values.append(np.where(mask, action, 0.0))
-            masks.append(mask)
-        batch.action = torch.from_numpy(np.stack(values).astype(np.float32))
-        batch.action_mask = torch.from_numpy(np.stack(masks))
+        if self.summaries is not None:
+            batch.summary = self.summaries([window["drawn"] for window in windows])
+            batch.camera_mask = self._summarized_cameras(batch.summary)
+        else:
+            samples = [] if self.augment is None else [window["ids"]["sample"] for window in windows]
+            texts = [window["instruction"] for window in windows]
+            self._show(batch, [self._seen(window) for window in windows], texts, samples)
+        values = np.stack([window["action"] for window in windows])
+        masks = np.stack([window["action_mask"] for window in windows])
+        for robot, rows in _rows_by_robot(batch.robots):
+            values[rows], masks[rows] = _normalized(self._normalizer(robot)[0], values[rows], masks[rows])
+        batch.action, batch.action_mask = torch.from_numpy(values), torch.from_numpy(masks)
         batch.extra = _collate_extra([window.get("extra") or {} for window in windows])
         return batch
 
@@ -189,13 +195,14 @@ class BatchBuilder:
                 got = ", ".join(sorted(observation)) or "nothing"
                 raise ValueError(f"observation lacks {missing[0]!r}; wanted images and prompt, got {got}")
         none = [None] * len(observations)
-        return self._observations(
-            [observation["images"] for observation in observations],
-            [observation["prompt"] for observation in observations],
+        batch = self._states(
             list(robots),
             none if proprio is None else list(proprio),
             none if proprio_mask is None else list(proprio_mask),
         )
+        images = [observation["images"] for observation in observations]
+        self._show(batch, images, [observation["prompt"] for observation in observations])
+        return batch
 
     def observation(
         self,
@@ -214,44 +221,50 @@ class BatchBuilder:
             raise ValueError(f"no statistics for robot {robot!r}; {did_you_mean(robot, self.normalizers)}")
         return self.normalizers[robot]
 
-    def _observations(
+    def _show(
         self,
+        batch: PolicyBatch,
         images: list[Mapping[str, np.ndarray]],
         instructions: list[str],
+        samples: Sequence[int] = (),
+    ) -> None:
+        """Give a batch its images and texts; `samples`: numbers of the rows, to augment them."""
+        batch.pixel_values, batch.camera_mask = self._pixels(images, samples)
+        batch.input_ids, batch.attention_mask = self.tokenizer(instructions)
+
+    def _states(
+        self,
         robots: list[str],
         proprio: Sequence[np.ndarray | None],
         proprio_mask: Sequence[np.ndarray | None],
-        samples: Sequence[int] = (),
     ) -> PolicyBatch:
-        pixel_values, camera_mask = self._pixels(images, samples)
-        input_ids, attention_mask = self.tokenizer(instructions)
-        values = np.zeros((len(robots), 32), dtype=np.float32)
+        """A batch without images and text."""
+        values = np.zeros((len(robots), 32))
         masks = np.zeros((len(robots), 32), dtype=bool)
         slots = np.stack([np.asarray(self._normalizer(robot)[0].mask, dtype=bool) for robot in robots])
-        for row, robot in enumerate(robots):
-            normalizer, state, given = self._normalizer(robot)[1], proprio[row], proprio_mask[row]
-            if normalizer is None or state is None:
-                continue
-            masks[row] = np.asarray(normalizer.mask, dtype=bool)
-            if given is not None:
-                masks[row] &= np.asarray(given, dtype=bool)
-            clean = np.where(masks[row], state, 0.0)
-            values[row] = np.where(masks[row], normalizer.normalize(clean), 0.0)
+        for row, (state, given) in enumerate(zip(proprio, proprio_mask, strict=True)):
+            if state is not None:
+                values[row], masks[row] = state, True if given is None else given
+        for robot, rows in _rows_by_robot(robots):
+            normalizer = self._normalizer(robot)[1]
+            if normalizer is None:
+                values[rows], masks[rows] = 0.0, False
+            else:
+                values[rows], masks[rows] = _normalized(normalizer, values[rows], masks[rows])
         return PolicyBatch(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            proprio=torch.from_numpy(values),
+            input_ids=torch.zeros(len(robots), 0, dtype=torch.long),
+            attention_mask=torch.zeros(len(robots), 0, dtype=torch.bool),
+            pixel_values=torch.zeros(len(robots), 0, 0, 0),
+            proprio=torch.from_numpy(values.astype(np.float32)),
             proprio_mask=torch.from_numpy(masks),
             slot_mask=torch.from_numpy(slots),
-            camera_mask=camera_mask,
             robots=robots,
         )
 
     def _pixels(
         self, images: list[Mapping[str, np.ndarray]], samples: Sequence[int]
     ) -> tuple[Float[torch.Tensor, "B channels h w"], Bool[torch.Tensor, "B C"] | None]:
-        """Channels of all cameras, and which images are there; `samples`: numbers of rows to augment."""
+        """Channels of all cameras, and which images are there (None: one camera)."""
         planes = [
             self.preprocessor([self._image(row) for row in images], self._change(self.image_key, samples))
         ]
@@ -286,11 +299,32 @@ class BatchBuilder:
         there = window.get("image_mask", {})
         return {camera: image for camera, image in window["images"].items() if there.get(camera, True)}
 
+    def _summarized_cameras(self, summary: Float[torch.Tensor, "B N D"]) -> Bool[torch.Tensor, "B C"] | None:
+        """Which images are there (None: one camera): the cells of a camera that is not are exactly zero."""
+        cells = summary[:, :-1].unflatten(1, (1 + len(self.more_cameras), -1))
+        return cells.flatten(2).any(dim=2) if self.more_cameras else None
+
     def _image(self, cameras: Mapping[str, np.ndarray]) -> np.ndarray:
         if self.image_key not in cameras:
             present = ", ".join(sorted(cameras)) or "none"
             raise ValueError(f"observation lacks camera {self.image_key!r}; cameras there: {present}")
         return cameras[self.image_key]
+
+
+def _rows_by_robot(robots: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Each robot with its rows."""
+    return [
+        (robot, [row for row, each in enumerate(robots) if each == robot]) for robot in dict.fromkeys(robots)
+    ]
+
+
+def _normalized(
+    normalizer: Normalizer, values: Float[np.ndarray, "N *steps 32"], masks: Bool[np.ndarray, "N *steps 32"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values in [-1, 1], zero where they do not count, and which do: masked ones and other slots do not."""
+    masks = masks & np.asarray(normalizer.mask, dtype=bool)
+    values = normalizer.normalize(np.where(masks, values, 0.0))
+    return np.where(masks, values, 0.0), masks
 
 
 def _place(window: Mapping[str, Any]) -> str:

@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput
 from vla_adapt.policy.checkpoint import atomic_files
+from vla_adapt.policy.flow_head import FlowHead
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.parallel_head import ParallelHead
+from vla_adapt.policy.readout_head import ReadoutHead
 from vla_adapt.policy.token_head import TokenHead
 from vla_adapt.suggest import validate_model
 
@@ -19,6 +21,7 @@ __all__ = [
     "ActionHead",
     "HeadConfig",
     "HeadOutput",
+    "head_class",
     "load_head",
     "make_head",
     "save_head",
@@ -27,7 +30,14 @@ __all__ = [
 
 HEAD_JSON = "head.json"
 HEAD_WEIGHTS = "head.safetensors"
-_KINDS: dict[str, type[ActionHead]] = {"parallel": ParallelHead, "tokens": TokenHead}
+_KINDS: dict[str, type[ActionHead]] = {
+    head.name: head for head in (TokenHead, ParallelHead, ReadoutHead, FlowHead)
+}
+
+
+def head_class(config: HeadConfig) -> type[ActionHead]:
+    """The class of a kind of head."""
+    return _KINDS[config.kind]
 
 
 def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> ActionHead:

@@ -93,14 +93,37 @@ class OpenVLA(nn.Module):
             model = cls(config, config.towers(checkpoint.shapes))
         target = torch.device(device or "cpu")
         model.stored_only = load_weights(model, checkpoint, dtype, target)
-        model.vision_backbone.restore_buffers(target)
-        model._restore_rotary(target)
+        model.restore_buffers(target)
         assert not any(buffer.is_meta for buffer in model.buffers())
         model.companions = {
             name: directory / name for name in _COMPANION_FILES if (directory / name).is_file()
         }
         model._source = directory
         return model.eval()
+
+    @classmethod
+    def without_weights(
+        cls, directory: str | Path, config: OpenVLAConfig | None = None, dtype: torch.dtype = torch.float32
+    ) -> OpenVLA:
+        """The model of a folder on the meta device: sizes without numbers. Its weights need not be there.
+
+        Args:
+            directory: the checkpoint folder.
+            config: instead of the folder's own.
+            dtype: of all weights.
+        """
+        directory = Path(directory)
+        config = config or OpenVLAConfig.from_pretrained(directory)
+        shapes = Checkpoint(directory).shapes if any(directory.glob("*.safetensors")) else None
+        with torch.device("meta"):
+            model = cls(config, config.towers(shapes)).to(dtype)
+        model._source = directory
+        return model
+
+    def restore_buffers(self, device: torch.device | str) -> None:
+        """Recreate what is computed rather than stored, after a build on the meta device."""
+        self.vision_backbone.restore_buffers(device)
+        self._restore_rotary(torch.device(device))
 
     def _restore_rotary(self, device: torch.device) -> None:
         rotary = self.language_model.model.rotary_emb

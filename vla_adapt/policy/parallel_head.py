@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import nn
 
-from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput, ProprioEncoder
+from vla_adapt.policy.action_head import ActionHead, HeadConfig, HeadOutput, ProprioEncoder, masked_mean
 from vla_adapt.policy.backbone import Question, Seen, look
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.openvla import OpenVLA
@@ -52,9 +52,7 @@ class ParallelHead(ActionHead):
         target, mask = self.targets(batch)
         values, hidden = self._read(batch, question, seen)
         prediction = values.masked_fill(~mask, 0.0)
-        count = mask.sum(dim=(1, 2)).clamp(min=1)
-        loss = (prediction - target).abs().sum(dim=(1, 2)) / count
-        return HeadOutput(loss, prediction, seen.patches, hidden)
+        return HeadOutput(masked_mean((prediction - target).abs(), mask), prediction, seen.patches, hidden)
 
     @torch.no_grad()
     def predict(self, model: OpenVLA, batch: PolicyBatch) -> Float[torch.Tensor, "B H 32"]:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.write import RldsWriter
+from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.sim.recorder import RecorderPool, load_cached, prepare_cache
 from vla_adapt.sim.simulator import load_robosuite
 from vla_adapt.sim.tasks import find_task

@@ -16,6 +16,7 @@ from vla_adapt.policy.backbone import Question, Seen, join, look
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.heads import ActionHead, HeadOutput
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.summary_head import SummaryHead
 from vla_adapt.training.auxiliary import AuxiliaryLoss
 
 INVARIANCE = "invariance"
@@ -75,6 +76,8 @@ class Learner(nn.Module):
         segments = batch.segments()
         parts = [batch.rows(rows) for _, rows in segments]
         heads = [self._head(robot) for robot, _ in segments]
+        if batch.summary is not None:
+            return [_from_summary(head, part) for head, part in zip(heads, parts, strict=True)]
         questions = [head.ask(self.model, part) for head, part in zip(heads, parts, strict=True)]
         seen = self._look(batch, questions)
         return [
@@ -115,16 +118,19 @@ class Learner(nn.Module):
         "invariance".
         """
         groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*self.heads, SHARED, INVARIANCE)}
+        owners: dict[nn.Parameter, list[str]] = {}
+        for robot, head in self.heads.items():
+            for parameter in head.parameters():
+                owners.setdefault(parameter, []).append(robot)
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                groups[adapter_of(name) or self._owner(name)].append(parameter)
+                own = owners.get(parameter, [])  # robots may have a head together: it is listed once
+                rest = INVARIANCE if name.startswith(f"{INVARIANCE}.") else SHARED
+                groups[adapter_of(name) or (own[0] if len(own) == 1 else rest)].append(parameter)
         return {robot: parameters for robot, parameters in groups.items() if parameters}
 
-    def _owner(self, name: str) -> str:
-        """The robot of a head's parameter (one that robots have together is shared), or the adversary."""
-        part, _, rest = name.partition(".")
-        if part == INVARIANCE:
-            return INVARIANCE
-        robot = rest.partition(".")[0]
-        together = part == "heads" and sum(head is self.heads[robot] for head in self.heads.values()) > 1
-        return robot if part == "heads" and not together else SHARED
+
+def _from_summary(head: ActionHead, batch: PolicyBatch) -> HeadOutput:
+    assert isinstance(head, SummaryHead)
+    assert batch.summary is not None
+    return head.answer_summary(batch, batch.summary)

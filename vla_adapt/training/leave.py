@@ -28,7 +28,7 @@ PACKAGES = ("vla_adapt", "torch", "transformers", "peft", "accelerate", "numpy")
 def leave_bundles(setting: Setting, folder: Path, results: list[OpenLoopResult]) -> None:
     """Write `bundles/<robot>` for every robot, after `model/` when the run trained the base itself."""
     base = setting.base_fingerprint
-    if setting.recipe.adaptation.kind == "full":
+    if setting.recipe.adaptation.changes_base:
         base = _leave_model(setting, folder / "model")
     held_out = {result.robot: result for result in results}
     for name in setting.robots:

@@ -17,11 +17,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from vla_adapt.adaptation.folder import replace_text
-from vla_adapt.episodes.loader import MixtureLoader, make_loader
+from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
+from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.leave import leave_bundles
@@ -36,6 +37,7 @@ from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
+from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 
 DONE = "summary.json"
@@ -93,6 +95,9 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
         run.ranks.on_main(lambda: replace_text(run.folder / "recipe.yaml", recipe.to_text()))
         setting = run.ranks.main_first(partial(prepare, recipe))
         _announce(run.accelerator, setting)
+        note = use_features(run.accelerator, run.ranks, setting)
+        if note:
+            run.accelerator.print(f"  {note}")
         _run_steps(run, setting)
         run.pulse.note("judging")
         run.ranks.on_main(lambda: _leave(run, setting, started))
@@ -100,6 +105,7 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
 
 
 def _leave(run: Run, setting: Setting, started: float) -> None:
+    setting.recipe.adaptation.finish(setting.learner.model)
     results = _judge(setting, setting.recipe)
     _write_open_loop(run.folder, results)
     leave_bundles(setting, run.folder, results)
@@ -117,8 +123,11 @@ def _run_steps(run: Run, setting: Setting) -> None:
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
         return
     optimizer, schedule = make_optimizer(
-        recipe.train.optimizer, groups, recipe.train.steps, {INVARIANCE: recipe.invariance.classifier_rate}
-    )
+        recipe.train.optimizer, groups, recipe.train.steps,
+        recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
+        {INVARIANCE: recipe.invariance.classifier_rate},
+    )  # fmt: skip
+    stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     state = RunState(learner, optimizer, schedule)
     loader = _loader(run, setting)
@@ -133,7 +142,8 @@ def _run_steps(run: Run, setting: Setting) -> None:
         for step, micro_batches in enumerate(loader, start=point.step + 1):
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
-            _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
+            with stages.at(step - 1):
+                _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
             clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -27,7 +27,8 @@ def make_optimizer(
     config: OptimizerConfig,
     groups: Mapping[str, list[torch.nn.Parameter]],
     steps: int,
-    rates: Mapping[str, float] | None = None,
+    rates: Sequence[tuple[int, float]] | None = None,
+    multiples: Mapping[str, float] | None = None,
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """One AdamW with a parameter group per robot, and its schedule over `steps` steps.
 
@@ -35,12 +36,15 @@ def make_optimizer(
 
     Args:
         config: knobs.
-        groups: by name.
-        steps: of the run.
-        rates: learning rates of groups as multiples of the configured one; those not named have 1.
+        groups: parameters by name.
+        steps: of the run; the decay runs over all of them.
+        rates: from which step on which peak learning rate holds, with a warm-up of its own; None: that of
+            `config` from step 0.
+        multiples: learning rates of groups, relative to that; those not named have 1.
     """
+    rates = rates or [(0, config.learning_rate)]
     params = [
-        {"params": parameters, "name": name, "lr": config.learning_rate * (rates or {}).get(name, 1.0)}
+        {"params": parameters, "name": name, "lr": config.learning_rate * (multiples or {}).get(name, 1.0)}
         for name, parameters in groups.items()
         if parameters
     ]
@@ -49,7 +53,8 @@ def make_optimizer(
     )
 
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(config.warmup_steps, 1))
+        start, rate = [each for each in rates if each[0] <= step][-1]
+        warm = min(1.0, (step - start + 1) / max(config.warmup_steps, 1)) * rate / config.learning_rate
         progress = min(1.0, step / max(steps, 1))
         if config.schedule == "linear":
             return warm * (1.0 - progress)

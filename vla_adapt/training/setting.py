@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,24 +15,25 @@ from vla_adapt.actions.normalize import Normalizer, Statistics
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.adaptation.constants import Constants, check_constants
 from vla_adapt.adaptation.folder import atomic_folder
-from vla_adapt.adaptation.method import Full
 from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.mixture import Mixture
-from vla_adapt.episodes.open_mixture import OpenedMixture, open_mixture
+from vla_adapt.episodes.measuring.statistics import robot_statistics
+from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
-from vla_adapt.episodes.statistics import robot_statistics
 from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.heads import ActionHead, load_head, make_head, with_condition
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.sequence_length import check_length
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.randomization.visual import Augmentation
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
 from vla_adapt.suggest import did_you_mean
 from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
+from vla_adapt.training.compatibility import check_compatible
 from vla_adapt.training.learner import Learner
 
 
@@ -85,20 +86,18 @@ def prepare(recipe: Recipe) -> Setting:
     Raises:
         ValueError: anything of the recipe that does not fit what is there.
     """
+    notes = check_compatible(recipe)
     torch.manual_seed(recipe.seed)
     data = open_mixture(recipe.mixture_spec)
     _check_camera(data, recipe.policy.camera)
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     model = _base(recipe)
-    heads = _heads(recipe, model, list(robots))
-    adapted = recipe.adaptation.kind == "lora"
-    recipe.adaptation.prepare(model, list(robots))
-    warm = _warm_start(recipe, model, heads, robots)
-    for head in heads.values():
-        head.requires_grad_(recipe.adaptation.kind != "none")
-    invariance = _invariance(recipe, model, list(robots))
-    learner = Learner(model, heads, adapted, *_auxiliary(recipe, model, datasets), invariance)
+    for name, robot in robots.items():
+        cameras = 1 + len(recipe.policy.more_cameras)
+        check_length(recipe.policy.head, model, name, int(robot.action.mask.sum()), cameras)
+    learner = make_learner(recipe, model, list(robots), datasets)
+    warm = _warm_start(recipe, learner, robots)
     mixture = data.draw(
         recipe.seed, recipe.policy.head.horizon,
         cameras=(recipe.policy.camera,), optional_cameras=recipe.policy.more_cameras,
@@ -112,7 +111,22 @@ def prepare(recipe: Recipe) -> Setting:
         view=recipe.observation.view,
         augment=_augmentation(recipe),
     )
-    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, data.notes, warm)
+    return Setting(recipe, robots, mixture, learner, builder, model.fingerprint, [*data.notes, *notes], warm)
+
+
+def make_learner(
+    recipe: Recipe, model: OpenVLA, robots: list[str], datasets: Sequence[EpisodeDataset]
+) -> Learner:
+    """What trains, on `model`; the datasets are read for the helper loss only."""
+    heads = _heads(recipe, model, robots)
+    recipe.adaptation.prepare(model, robots)
+    for head in heads.values():
+        head.requires_grad_(recipe.adaptation.trains_heads)
+    if recipe.train.checkpointing:
+        model.gradient_checkpointing_enable()
+    invariance = _invariance(recipe, model, robots)
+    auxiliary = _auxiliary(recipe, model, datasets)
+    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -143,6 +157,7 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
+        _check_one_robot(train)
         check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
         robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
@@ -150,6 +165,18 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
         if name not in robots:
             raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
+
+
+def _check_one_robot(datasets: Sequence[EpisodeDataset]) -> None:
+    """Raise ValueError when datasets describe different robots of one name: they would share an adapter."""
+    first = datasets[0]
+    for other in datasets[1:]:
+        one, two = first.embodiment, other.embodiment
+        if (one.action, one.proprio) != (two.action, two.proprio):
+            raise ValueError(
+                f"'{first.embodiment.name}' is two robots: {first.name} and {other.name} describe it "
+                "differently, and both would claim one adapter; rename one embodiment, or make them equal"
+            )
 
 
 def _base(recipe: Recipe) -> OpenVLA:
@@ -168,29 +195,33 @@ def _heads(recipe: Recipe, model: OpenVLA, robots: list[str]) -> dict[str, Actio
         first = with_condition(load_head(model.source, model), recipe.policy.head, model)
     else:
         first = make_head(recipe.policy.head, model)
-    if isinstance(recipe.adaptation, Full):
-        return dict.fromkeys(robots, first)
+    if recipe.adaptation.changes_base:
+        return {robot: _own_condition(first) for robot in robots}
     return {robot: copy.deepcopy(first) for robot in robots}
 
 
-def _warm_start(
-    recipe: Recipe, model: OpenVLA, heads: dict[str, ActionHead], robots: dict[str, Robot]
-) -> dict[str, Bundle]:
+def _own_condition(head: ActionHead) -> ActionHead:
+    """`head` itself, or where it has a condition one that shares all weights with it but that."""
+    if head.condition is None:
+        return head
+    twin = copy.copy(head)
+    twin._modules = {**head._modules, "condition": copy.deepcopy(head.condition)}
+    return twin
+
+
+def _warm_start(recipe: Recipe, learner: Learner, robots: dict[str, Robot]) -> dict[str, Bundle]:
     unknown = sorted(recipe.warm_start.keys() - robots.keys())
     if unknown:
         raise ValueError(
             f"warm_start.{unknown[0]}: no such robot in the mixture; {did_you_mean(unknown[0], robots)}"
         )
-    if recipe.warm_start and isinstance(recipe.adaptation, Full):
-        raise ValueError(
-            "warm_start: adaptation 'full' trains one base for all robots; set `base` to start from another"
-        )
     warm = {}
     for name, folder in recipe.warm_start.items():
         warm[name] = Bundle.load(Path(folder).expanduser())
-        lora = getattr(model, "peft_config", {}).get(name)
-        normalizer = robots[name].normalizers[0]
-        start_robot(warm[name], model, heads[name], robots[name].embodiment, normalizer, lora)
+        lora = getattr(learner.model, "peft_config", {}).get(name)
+        head, robot = learner.heads[name], robots[name]
+        assert isinstance(head, ActionHead)
+        start_robot(warm[name], learner.model, head, robot.embodiment, robot.normalizers[0], lora)
     return warm
 
 
@@ -202,7 +233,7 @@ def _invariance(recipe: Recipe, model: OpenVLA, robots: list[str]) -> Invariance
 
 
 def _auxiliary(
-    recipe: Recipe, model: OpenVLA, datasets: list[EpisodeDataset]
+    recipe: Recipe, model: OpenVLA, datasets: Sequence[EpisodeDataset]
 ) -> tuple[AuxiliaryLoss | None, float, str]:
     config = recipe.auxiliary
     if not config.weight:

@@ -1,0 +1,173 @@
+"""Opening what a specification names: parts, filters, held-out episodes, weights, missing datasets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes import episode_facts as facts
+from vla_adapt.episodes import fake_data, open_dataset
+from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
+from vla_adapt.episodes.mixing.held_out import is_held_out
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
+from vla_adapt.episodes.mixing.open_mixture import open_mixture, open_source, resolve
+from vla_adapt.episodes.rlds.write import RldsWriter
+from vla_adapt.episodes.source import EpisodeDataset
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 train episodes of 3..6 steps and 5 val episodes."""
+    robot, rng = Embodiment.load("franka_panda"), np.random.default_rng(1)
+    with RldsWriter(tmp_path_factory.mktemp("many"), "many", robot) as writer:
+        for split, count in (("train", 40), ("val", 5)):
+            for number in range(count):
+                writer.add(split, fake_data(robot, rng, 3 + number % 4))
+    return writer.path
+
+
+def names(dataset: EpisodeDataset | None) -> list[str]:
+    assert dataset is not None
+    return [facts.episode_id(dataset, i) for i in range(len(dataset))]
+
+
+def test_by_default_the_splits_as_they_are(many: Path) -> None:
+    part = open_source(Source(path=str(many)))
+    assert part.notes == ()
+    assert names(part.train) == names(open_dataset(many))
+    assert names(part.held_out) == names(open_dataset(many, split="val"))
+    assert open_source(Source(path=str(many), held_out_split="")).held_out is None
+    with pytest.raises(ValueError, match=r"held_out_split: .*an empty one holds nothing out"):
+        open_source(Source(path=str(many), held_out_split="vall"))
+
+
+def test_held_out_by_hash(many: Path) -> None:
+    whole = open_dataset(many)
+    part = open_source(Source(path=str(many), held_out=0.2))
+    out = [name for name in names(whole) if is_held_out(whole.name, name, 0.2)]
+    assert 2 <= len(out) <= 16
+    assert names(part.held_out) == out
+    assert names(part.train) == [name for name in names(whole) if name not in out]
+    few = open_source(Source(path=str(many), held_out=0.2, episodes=7))
+    assert names(few.train) == names(part.train)[:7]
+    assert names(few.held_out) == out, "how many are trained on changes nothing of what is judged"
+
+
+def test_so_few_episodes_that_the_hash_holds_none_or_all_of_them_out(written: Path) -> None:
+    part = open_source(Source(path=str(written), held_out=1e-6))
+    assert part.held_out is None
+    assert part.notes == (f"{part.train.name}: held_out 1e-06 holds out none of 5 episodes",)
+    with pytest.raises(ValueError, match=r"held_out 0\.999999 leaves none of 5 episodes to train on"):
+        open_source(Source(path=str(written), held_out=0.999999))
+
+
+def test_filters_come_first_and_are_told(many: Path) -> None:
+    part = open_source(Source(path=str(many), filter=EpisodeFilter(min_steps=5), episodes=9))
+    assert part.train.lengths.tolist() == [5, 6, 5, 6, 5, 6, 5, 6, 5]
+    assert part.held_out is not None
+    assert part.held_out.lengths.tolist() == [5, 6]
+    assert part.notes == ("many: the filter leaves out 20 of 40 episodes (20 by min_steps)",)
+    chosen = open_source(Source(path=str(many), filter=EpisodeFilter(ids=("train/3",))))
+    assert names(chosen.train) == ["train/3"]
+    assert len(names(chosen.held_out)) == 5, "names of train episodes say nothing of another split"
+    with pytest.raises(ValueError, match="many: asked for the first 21 episodes, it has 20"):
+        open_source(Source(path=str(many), filter=EpisodeFilter(min_steps=5), episodes=21))
+
+
+def test_episode_weights_from_a_file(many: Path, tmp_path: Path) -> None:
+    """Episode 0 has three times the weight of the others, episode 1 none."""
+    file = tmp_path / "scores.json"
+    file.write_text(json.dumps({"*": 1, "train/0": 3, "train/1": 0, "val/0": 5}))
+    opened = open_mixture(MixtureSpec(sources=[Source(path=str(many), episode_weights=str(file))]))
+    assert opened.notes == [f"many: 1 names in {file} are no episodes to train on"]
+    lengths = opened.parts[0].train.lengths
+    assert opened.parts[0].steps == lengths.sum() - lengths[1]
+    mixture = opened.draw(seed=4, horizon=2)
+    rates = np.where(np.arange(40) == 0, 3.0, 1.0)
+    rates[1] = 0
+    rates *= opened.parts[0].steps / (rates @ lengths)
+    draws = 50 * opened.parts[0].steps
+    counts = Counter((sample.episode, sample.step) for sample in map(mixture.sample, range(draws)))
+    for episode, length in enumerate(lengths):
+        for step in range(length):
+            assert abs(counts[episode, step] - 50 * rates[episode]) <= 2
+
+
+def test_balance_by_steps(many: Path, written: Path) -> None:
+    sources = [Source(path=str(many), weight=2.0), Source(path=str(written))]
+    steps = [int(open_dataset(path).lengths.sum()) for path in (many, written)]
+    opened = open_mixture(MixtureSpec(sources=sources, balance="size"))
+    assert opened.shares == [2.0 * steps[0], steps[1]]
+    assert open_mixture(MixtureSpec(sources=sources)).shares == [2.0, 1.0]
+    even = open_mixture(MixtureSpec(sources=sources, balance="dataset"))
+    assert even.shares == [1.0, 1.0]
+    assert any("their weights have no effect" in note for note in even.notes)
+
+
+def test_order_in_shards_draws_the_same_steps(many: Path) -> None:
+    source = Source(path=str(many))
+    plain = open_mixture(MixtureSpec(sources=[source])).draw(0, 2)
+    blocks = open_mixture(MixtureSpec(sources=[source], order="shards", open_blocks=4)).draw(0, 2)
+    epoch = plain.steps[0]
+    one, two = ([mixture.sample(n) for n in range(epoch)] for mixture in (plain, blocks))
+    assert sorted(one) == sorted(two)
+    assert one != two
+    assert plain.fingerprint() != blocks.fingerprint()
+
+
+@pytest.fixture
+def oxe_folder(tmp_path: Path, many: Path) -> tuple[Path, Path]:
+    """A folder with two of three datasets, and the mixture that names them."""
+    for name in ("first", "third"):
+        (tmp_path / name).mkdir()
+    mixture = tmp_path / "three.yaml"
+    mixture.write_text(
+        "title: three\nbalance: size\ndatasets: [{dataset: first, weight: 2}, {dataset: second, weight: 1}, "
+        "{dataset: third, weight: 0.5}, {dataset: first, weight: 9}]\n"
+    )
+    return tmp_path, mixture
+
+
+def test_missing_datasets_of_a_named_mixture(oxe_folder: tuple[Path, Path]) -> None:
+    folder, mixture = oxe_folder
+    shutil.rmtree(folder / "third")
+    spec = MixtureSpec(named=str(mixture), folder=str(folder))
+    with pytest.raises(ValueError, match=r"2 of 3 datasets are not in .*: second, third; download"):
+        resolve(spec)
+    skipping = spec.model_copy(update={"missing": "skip"})
+    assert [source.path for source in resolve(skipping)[0]] == [f"{folder}/first"]
+    assert "left out: second, third" in resolve(skipping)[2][0]
+    shutil.rmtree(folder / "first")
+    with pytest.raises(ValueError, match="3 of 3 datasets are not in"):
+        resolve(skipping)
+
+
+def test_sources_of_a_named_mixture(oxe_folder: tuple[Path, Path]) -> None:
+    folder, mixture = oxe_folder
+    spec = MixtureSpec.model_validate(
+        {
+            "named": str(mixture), "folder": f"{folder}/", "missing": "skip",
+            "defaults": {"held_out": 0.1, "filter": {"has_instruction": True}},
+            "sources": [{"path": "mine"}],
+        }
+    )  # fmt: skip
+    sources, balance, _ = resolve(spec)
+    assert balance == "size"
+    first, third, mine = sources
+    assert (first.path, first.entry, first.weight, first.held_out) == (f"{folder}/first", "first", 2.0, 0.1)
+    assert third.filter == EpisodeFilter(has_instruction=True)
+    assert (mine.path, mine.entry, mine.held_out) == ("mine", None, None)
+    assert resolve(spec.model_copy(update={"balance": "robot"}))[1] == "robot"
+    for defaults, held_out, split in (
+        ({}, 0.05, None),
+        ({"held_out_split": "test"}, None, "test"),
+        ({"held_out_split": ""}, None, None),
+    ):
+        other = MixtureSpec.model_validate({**spec.model_dump(), "defaults": defaults, "sources": []})
+        assert {(source.held_out, source.judged_split) for source in resolve(other)[0]} == {(held_out, split)}

@@ -1,0 +1,204 @@
+"""What goes together: a table of refusals; every mode x head trains and resumes, or is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from vla_adapt.recipe import Recipe
+from vla_adapt.training.compatibility import check_compatible, why_uncached
+from vla_adapt.training.frozen_features import use_features
+from vla_adapt.training.loop import collate
+from vla_adapt.training.optimizer import make_optimizer
+from vla_adapt.training.ranks import Ranks
+from vla_adapt.training.run_state import RunState
+from vla_adapt.training.setting import Setting, prepare
+from vla_adapt.training.stage_switch import StageSwitch
+
+MakeRecipe = Callable[..., Recipe]
+STAGED = {
+    "kind": "staged",
+    "stages": [
+        {"from_step": 0, "train": ["head", "projector"], "learning_rate": 1e-3},
+        {"from_step": 2, "train": ["head", {"last_n": 1}], "learning_rate": 1e-4},
+    ],
+}
+MODES: dict[str, dict[str, Any]] = {
+    "lora": {"kind": "lora", "rank": 2, "shared": {"rank": 2}},
+    "qlora": {"kind": "qlora", "rank": 2},
+    "frozen": {"kind": "frozen"},
+    "last_n": {"kind": "last_n", "layers": 1},
+    "staged": STAGED,
+    "full": {"kind": "full"},
+}
+HEADS = ("tokens", "parallel", "readout", "flow")
+ALIGNED = ({}, {"method": "dann", "tap": "hidden"}, {"method": "mmd"}, {"method": "coral", "tap": "hidden"})
+INPUTS = tuple(product((True, False), ("none", "token", "soft_prompt")))  # proprio, condition
+
+
+def plain(head: str, **more: Any) -> dict[str, Any]:
+    """A head without any weights where its kind allows that."""
+    return {"kind": head, "horizon": 2, "proprio": False} | more
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adaptation": {"kind": "frozen"}, "policy": {"head": plain("tokens")}}, "'frozen' trains the head"),
+        (
+            {
+                "adaptation": {"kind": "staged", "stages": [{"from_step": 0, "train": ["head"]}]},
+                "policy": {"head": plain("tokens")},
+            },
+            "the stage from step 0 trains the head alone",
+        ),
+        ({"adaptation": STAGED, "train": {"steps": 2}}, "a stage begins at step 2, the run ends after 2"),
+        (
+            {"adaptation": {"kind": "full"}, "warm_start": {"ur5e": "x"}},
+            "'full' trains one base for all robots",
+        ),
+        ({"adaptation": STAGED, "warm_start": {"ur5e": "x"}}, "'staged' trains one base for all robots"),
+        (
+            {
+                "adaptation": {"kind": "frozen"}, "policy": {"head": plain("readout")},
+                "auxiliary": {"weight": 1.0},
+            },
+            "auxiliary: with adaptation 'frozen' and a readout head nothing that trains",
+        ),
+        ({"adaptation": {"kind": "none"}, "auxiliary": {"weight": 1.0}}, "auxiliary: with adaptation 'none'"),
+        (
+            {"adaptation": {"kind": "frozen"}, "invariance": {"method": "dann"}},
+            "invariance 'dann' at 'patches': with adaptation 'frozen' nothing that trains",
+        ),
+        (
+            {
+                "adaptation": {"kind": "frozen"}, "policy": {"head": plain("flow")},
+                "invariance": {"method": "mmd", "tap": "hidden"},
+            },
+            "invariance 'mmd' at 'hidden': with adaptation 'frozen' nothing",
+        ),
+        ({"adaptation": {"kind": "none"}, "invariance": {"method": "coral"}}, "invariance 'coral'"),
+    ],
+)  # fmt: skip
+def test_refusals(make_recipe: MakeRecipe, changes: dict[str, Any], message: str):
+    recipe = make_recipe("r", **{"mixture": [{"path": "not there"}], **changes})
+    with pytest.raises(ValueError, match=message):
+        check_compatible(recipe)
+    with pytest.raises(ValueError, match=message):
+        prepare(recipe)
+
+
+def test_all_reasons_are_given_at_once(make_recipe: MakeRecipe):
+    both = make_recipe("r", adaptation=STAGED, train={"steps": 1}, warm_start={"ur5e": "x"})
+    with pytest.raises(ValueError, match=r"a stage begins at step 2.*; warm_start: "):
+        check_compatible(both)
+
+
+@pytest.mark.parametrize(("mode", "head", "inputs"), list(product(MODES, HEADS, INPUTS)))
+def test_every_combination_is_taken_or_refused_by_name(
+    make_recipe: MakeRecipe, mode: str, head: str, inputs: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vla_adapt.training.compatibility.check_bitsandbytes", lambda: None)
+    proprio, condition = inputs
+    given = plain(head, proprio=proprio, condition=condition)
+    recipe = make_recipe("r", adaptation=MODES[mode], policy={"head": given})
+    if mode == "frozen" and head == "tokens" and not proprio and condition == "none":
+        with pytest.raises(ValueError, match="has no weights"):
+            check_compatible(recipe)
+        return
+    notes = check_compatible(recipe)
+    kept = mode == "frozen" and head in ("readout", "flow") and condition == "none"
+    assert (why_uncached(recipe) is None) == kept
+    assert bool(notes) == (mode == "frozen" and not kept)
+
+
+def latin_square() -> list[tuple[str, str, tuple[bool, str], dict[str, str]]]:
+    """Each mode with each head once, each head with each choice of inputs and each invariance loss."""
+    return [
+        (mode, head, INPUTS[(row + column) % len(INPUTS)], ALIGNED[(row + column) % len(ALIGNED)])
+        for row, mode in enumerate(MODES)
+        for column, head in enumerate(HEADS)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "head", "inputs", "invariance"), latin_square())
+def test_modes_heads_and_invariance_train_and_resume(
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    mode: str,
+    head: str,
+    inputs: tuple[bool, str],
+    invariance: dict[str, str],
+):
+    if mode == "qlora" and find_spec("bitsandbytes") is None:
+        with pytest.raises(ValueError, match="'qlora' needs bitsandbytes"):
+            prepare(make_recipe(str(tmp_path), adaptation=MODES[mode]))
+        return
+    proprio, condition = inputs
+    given = plain(head, proprio=proprio, condition=condition)
+    method = MODES[mode] | ({"cache_dir": str(tmp_path / "cache")} if mode == "frozen" else {})
+    recipe = make_recipe(
+        str(tmp_path), adaptation=method, policy={"head": given}, train={"steps": 3, "batch_size": 4},
+        invariance=invariance,
+    )  # fmt: skip
+    untold = head in ("readout", "flow") and condition == "none"
+    if mode == "frozen" and invariance and (untold or invariance.get("tap") != "hidden"):
+        with pytest.raises(ValueError, match="nothing that trains lies before these features"):
+            prepare(recipe)
+        return
+    whole = started(recipe)
+    before = weights(whole)
+    for step in range(3):
+        if step == 2:
+            whole.state.write(tmp_path, rank=0)
+        whole.step(step)
+    after = weights(whole)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    again = started(recipe)
+    again.state.read(tmp_path, rank=0)
+    again.step(2)
+    resumed = weights(again)
+    assert all(torch.equal(after[name], resumed[name]) for name in after)
+
+
+class Started:
+    """A run that can take single steps, as `training.loop` does them."""
+
+    def __init__(self, recipe: Recipe, setting: Setting) -> None:
+        self.recipe, self.setting, self.learner = recipe, setting, setting.learner.train()
+        config = recipe.train.optimizer
+        rates = recipe.adaptation.rates(config.learning_rate)
+        self.optimizer, self.schedule = make_optimizer(config, self.learner.groups(), 3, rates)
+        self.state = RunState(self.learner, self.optimizer, self.schedule)
+        self.stages = StageSwitch(self.learner, recipe.adaptation)
+
+    def step(self, step: int) -> None:
+        torch.manual_seed(step)
+        windows = [self.setting.mixture.window(n) for n in range(4 * step, 4 * step + 4)]
+        batch = collate(self.setting.builder, list(self.setting.robots), windows)[0]
+        with self.stages.at(step):
+            loss = self.learner(batch)["loss"]
+            assert torch.isfinite(loss)
+            loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def started(recipe: Recipe) -> Started:
+    setting = prepare(recipe)
+    accelerator = Accelerator(cpu=True)
+    use_features(accelerator, Ranks(accelerator), setting)
+    return Started(recipe, setting)
+
+
+def weights(run: Started) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in run.learner.named_parameters() if p.requires_grad}

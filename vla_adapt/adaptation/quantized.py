@@ -1,0 +1,78 @@
+"""QLoRA (Dettmers et al., 2305.14314): low-rank adapters on a base held in 4 bits while it trains.
+
+Judged, saved and served is the adapter on the base's own weights, as any other one.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from torch import nn
+
+from vla_adapt.adaptation.lora import Lora
+from vla_adapt.policy.openvla import OpenVLA
+
+
+class QLora(Lora):
+    """As `lora`, with all linear layers of the base but its output layer in 4-bit NormalFloat (bitsandbytes).
+
+    Block constants are quantized too. Numbers are computed in the base's type (`train.precision`).
+    """
+
+    kind: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+
+    def prepare(self, model: OpenVLA, robots: list[str]) -> None:
+        """Quantize the model, then inject the adapters.
+
+        Raises:
+            ValueError: bitsandbytes is not installed; robots that no adapter can be named after.
+        """
+        check_bitsandbytes()
+        quantize(model)
+        super().prepare(model, robots)
+
+    def finish(self, model: OpenVLA) -> None:
+        """Put the base's own weights back under the adapters."""
+        restore(model)
+
+
+def check_bitsandbytes() -> None:
+    """Raise ValueError when bitsandbytes is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "adaptation 'qlora' needs bitsandbytes, which is not installed: pip install 'vla_adapt[qlora]', "
+            "or choose adaptation.kind=lora"
+        )
+
+
+def quantize(model: OpenVLA) -> None:
+    """Replace every linear layer but `lm_head` by one that holds its weight in nf4."""
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    for name, linear in list(model.named_modules()):
+        if type(linear) is not nn.Linear or name == "language_model.lm_head":
+            continue
+        layer = bitsandbytes.nn.Linear4bit(
+            linear.in_features, linear.out_features, bias=linear.bias is not None,
+            compute_dtype=model.dtype, quant_type="nf4", compress_statistics=True, device="meta",
+        )  # fmt: skip
+        layer.weight = bitsandbytes.nn.Params4bit(
+            linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=layer
+        )
+        layer.bias = linear.bias
+        _put(model, name, layer.to(linear.weight.device))
+
+
+def restore(model: OpenVLA) -> None:
+    """Replace the quantized layers, adapters on them or not, by the checkpoint's own."""
+    fresh = OpenVLA.from_pretrained(model.source, dtype=model.dtype, device=model.device)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state"):
+            linear = fresh.get_submodule(name.removesuffix(".base_layer"))
+            _put(model, name, linear.requires_grad_(False))
+
+
+def _put(model: nn.Module, name: str, layer: Any) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

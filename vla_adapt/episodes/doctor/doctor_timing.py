@@ -1,0 +1,70 @@
+"""Check of recorded times: increasing, regular, and at the control rate the embodiment declares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from vla_adapt.episodes.doctor.doctor_finding import Finding, listed, share
+from vla_adapt.episodes.doctor.doctor_survey import Survey
+
+UNITS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+TOLERANCE, FAR_OFF = 0.15, 0.5
+GAP, GAP_SHARE = 2.5, 0.01
+
+
+def check_times(survey: Survey) -> Iterator[Finding]:
+    """Time stamps that stand still or run backwards, gaps, and a rate other than the declared one."""
+    timed = [
+        recording for recording in survey.recordings if recording.time is not None and recording.length > 1
+    ]
+    if not timed:
+        return
+    gaps = [np.diff(recording.time) for recording in timed if recording.time is not None]
+    steps = np.concatenate(gaps)
+    backwards = [recording.episode_id for recording, gap in zip(timed, gaps, strict=True) if (gap <= 0).any()]
+    if backwards:
+        yield Finding(
+            "time_not_increasing", "error", survey.name,
+            "time stamps stand still or run backwards at "
+            f"{share(int((steps <= 0).sum()), len(steps), 'steps')} in {len(backwards)} of {len(timed)} "
+            f"episodes ({listed(backwards)})",
+            "rows are out of order or recorded twice; sort or drop them",
+            {"steps": int((steps <= 0).sum())},
+        )  # fmt: skip
+    forward = steps[steps > 0]
+    if not len(forward):
+        return
+    yield from _rate(survey, float(np.median(forward)), len(timed))
+    late = forward > GAP * np.median(forward)
+    if late.mean() > GAP_SHARE:
+        late_in = [
+            r.episode_id for r, gap in zip(timed, gaps, strict=True) if (gap > GAP * np.median(forward)).any()
+        ]
+        yield Finding(
+            "time_gaps", "warning", survey.name,
+            f"{share(int(late.sum()), len(forward), 'steps')} take more than {GAP:g} times the median step, "
+            f"the longest {forward.max() / np.median(forward):.3g} times, in {len(late_in)} episodes "
+            f"({listed(late_in)})",
+            "frames were dropped; actions across a gap do not do what they say",
+            {"gaps": int(late.sum())},
+        )  # fmt: skip
+
+
+def _rate(survey: Survey, step: float, episodes: int) -> Iterator[Finding]:
+    """Compare the median step with the declared rate, in whichever unit of time comes nearest."""
+    declared = survey.rate_hz
+    unit = min(UNITS_PER_S, key=lambda unit: abs(np.log(UNITS_PER_S[unit] / step / declared)))
+    measured = UNITS_PER_S[unit] / step
+    off = abs(np.log(measured / declared))
+    if off < np.log(1 + TOLERANCE):
+        return
+    yield Finding(
+        "control_rate", "error" if off > np.log(1 + FAR_OFF) else "warning", survey.name,
+        f"time stamps of {episodes} episodes have a median step of {step:.4g} {unit}: {measured:.3g} Hz, "
+        f"declared are {declared:g} Hz",
+        "correct rate_hz in the entry or the embodiment: at the wrong rate a robot replays the motion too "
+        "fast or too slowly",
+        {"measured_hz": measured, "declared_hz": declared},
+    )  # fmt: skip

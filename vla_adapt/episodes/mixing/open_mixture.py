@@ -1,0 +1,201 @@
+"""Open what a mixture's specification names: train and held-out episodes, weights, and what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+
+from vla_adapt.episodes import episode_facts
+from vla_adapt.episodes.mixing.balance import Balance, balanced_weights
+from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter, filter_episodes, told
+from vla_adapt.episodes.mixing.episode_weights import read_episode_weights, weights_of
+from vla_adapt.episodes.mixing.held_out import is_held_out
+from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.mixing.mixture_spec import NAMED_HELD_OUT, MixtureSpec, NamedMixture, Source
+from vla_adapt.episodes.opening import open_dataset
+from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.storage.byte_source import is_url
+from vla_adapt.episodes.subset import EpisodeSubset
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a mixture, opened.
+
+    Attributes:
+        source: what was asked for.
+        train: episodes to draw from.
+        held_out: episodes to judge on, or None.
+        episode_weights: [E] of the train episodes, or None.
+        notes: what of the dataset was left out, one line each.
+    """
+
+    source: Source
+    train: EpisodeDataset
+    held_out: EpisodeDataset | None
+    episode_weights: np.ndarray | None
+    notes: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """Steps that can be drawn."""
+        lengths = self.train.lengths
+        return int(lengths.sum() if self.episode_weights is None else lengths[self.episode_weights > 0].sum())
+
+
+@dataclass(frozen=True)
+class OpenedMixture:
+    """The datasets of a mixture; `shares` are what a dataset's part of the samples is proportional to."""
+
+    parts: list[Part]
+    shares: list[float]
+    open_blocks: int | None
+    notes: list[str]
+
+    def draw(self, seed: int, horizon: int, **options: Any) -> Mixture:
+        """Samples of the train episodes; `options` are those of `mixture.Mixture`."""
+        return Mixture(
+            [(part.train, share) for part, share in zip(self.parts, self.shares, strict=True)],
+            seed,
+            horizon,
+            episode_weights=[part.episode_weights for part in self.parts],
+            open_blocks=self.open_blocks,
+            **options,
+        )
+
+
+def open_mixture(spec: MixtureSpec) -> OpenedMixture:
+    """Open all datasets of a specification.
+
+    Raises:
+        ValueError: a dataset that is missing, damaged or left without episodes, each named.
+    """
+    sources, balance, notes = resolve(spec)
+    parts = [open_source(source) for source in sources]
+    shares = balanced_weights(
+        [part.source.weight for part in parts],
+        [part.steps for part in parts],
+        [part.train.embodiment.name for part in parts],
+        balance,
+    )
+    notes += [note for part in parts for note in part.notes]
+    if balance == "dataset" and len({source.weight for source in sources}) > 1:
+        notes.append("balance 'dataset' gives all datasets the same share: their weights have no effect")
+    return OpenedMixture(parts, shares, spec.open_blocks if spec.order == "shards" else None, notes)
+
+
+def resolve(spec: MixtureSpec) -> tuple[list[Source], Balance, list[str]]:
+    """The sources of a specification, how to balance them, and what was left out.
+
+    Raises:
+        ValueError: datasets of a named mixture that are not in its folder, all of them listed.
+    """
+    if spec.named is None or spec.folder is None:
+        return list(spec.sources), spec.balance or "none", []
+    named = NamedMixture.load(spec.named)
+    weights = named.weights()
+    paths = {name: f"{spec.folder.rstrip('/')}/{name}" for name in weights}
+    missing = [name for name in weights if not _exists(paths[name])]
+    notes = [f"{spec.named}: not in {spec.folder} and left out: {', '.join(missing)}"] if missing else []
+    if missing and (spec.missing == "error" or len(missing) == len(weights)):
+        raise ValueError(
+            f"mixture '{spec.named}': {len(missing)} of {len(weights)} datasets are not in {spec.folder}: "
+            f"{', '.join(missing)}; download them there, or set missing: skip to do without"
+        )
+    options = spec.defaults.model_dump()
+    if spec.defaults.held_out is None and spec.defaults.held_out_split is None:
+        options["held_out"] = NAMED_HELD_OUT
+    sources = [
+        Source(**options, path=paths[name], entry=name, weight=weight)
+        for name, weight in weights.items()
+        if name not in missing
+    ]
+    return [*sources, *spec.sources], spec.balance or named.balance, notes
+
+
+def open_source(source: Source) -> Part:
+    """Open one dataset and part it into train and held-out episodes.
+
+    Raises:
+        ValueError: it cannot be opened, has no such split or episodes, or nothing is left to train on.
+    """
+    dataset = _open(source, source.split)
+    train, notes = _chosen(dataset, source.filter)
+    held_out = _judged(source)
+    if source.held_out is not None:
+        train, held_out = _parted(train, source.held_out, notes)
+    if source.episodes is not None:
+        if source.episodes > len(train):
+            raise ValueError(
+                f"{dataset.name}: asked for the first {source.episodes} episodes, it has {len(train)}"
+            )
+        train = EpisodeSubset(train, range(source.episodes))
+    weights = None
+    if source.episode_weights is not None:
+        given = read_episode_weights(source.episode_weights)
+        weights, strangers = weights_of(train, given, source.episode_weights)
+        if strangers:
+            notes.append(
+                f"{dataset.name}: {strangers} names in {source.episode_weights} are no episodes to train on"
+            )
+    return Part(source, train, held_out, weights, tuple(notes))
+
+
+def _open(source: Source, split: str) -> EpisodeDataset:
+    return open_dataset(
+        _place(source.path),
+        embodiment=source.embodiment,
+        split=split,
+        entry=source.entry,
+        on_error=source.on_error,
+    )
+
+
+def _judged(source: Source) -> EpisodeDataset | None:
+    if source.judged_split is None:
+        return None
+    try:
+        return _chosen(_open(source, source.judged_split), source.filter.without_ids())[0]
+    except ValueError as error:
+        raise ValueError(f"held_out_split: {error}; an empty one holds nothing out") from None
+
+
+def _chosen(dataset: EpisodeDataset, wanted: EpisodeFilter) -> tuple[EpisodeDataset, list[str]]:
+    """The episodes that count, and a note when some do not."""
+    if wanted == EpisodeFilter():
+        return dataset, []
+    index, gone = filter_episodes(dataset, wanted)
+    notes = [
+        f"{dataset.name}: the filter leaves out {gone.total()} of {len(dataset)} episodes ({told(gone)})"
+    ]
+    return EpisodeSubset(dataset, index), notes if gone else []
+
+
+def _parted(
+    dataset: EpisodeDataset, fraction: float, notes: list[str]
+) -> tuple[EpisodeDataset, EpisodeDataset | None]:
+    """Train and held-out episodes by hash; None when the hash holds none of so few episodes out."""
+    names = (episode_facts.episode_id(dataset, i) for i in range(len(dataset)))
+    out = np.array([is_held_out(dataset.name, name, fraction) for name in names], bool)
+    if out.all():
+        raise ValueError(
+            f"{dataset.name}: held_out {fraction} leaves none of {len(out)} episodes to train on; lower it, "
+            "or hold out a split"
+        )
+    if not out.any():
+        notes.append(f"{dataset.name}: held_out {fraction} holds out none of {len(out)} episodes")
+        return dataset, None
+    return EpisodeSubset(dataset, np.flatnonzero(~out)), EpisodeSubset(dataset, np.flatnonzero(out))
+
+
+def _place(path: str) -> str | Path:
+    return path if is_url(path) else Path(path).expanduser()
+
+
+def _exists(path: str) -> bool:
+    files, place = fsspec.url_to_fs(str(_place(path)))
+    return files.exists(place)

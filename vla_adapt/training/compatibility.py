@@ -1,0 +1,137 @@
+"""Which parts of a recipe go together: what cannot work is refused before it starts, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vla_adapt.adaptation.method import Frozen, Nothing, QLora, Staged
+from vla_adapt.adaptation.quantized import check_bitsandbytes
+from vla_adapt.policy.heads import HeadConfig, head_class
+from vla_adapt.recipe import Recipe
+
+# Says why a recipe cannot work, or None.
+Rule = Callable[[Recipe], str | None]
+
+
+def check_compatible(recipe: Recipe) -> list[str]:
+    """Look at a recipe before anything is opened.
+
+    Returns:
+        Notes on what it will not do that it might.
+
+    Raises:
+        ValueError: parts that do not go together (all reasons), or a library that is not installed.
+    """
+    reasons = [reason for rule in RULES if (reason := rule(recipe)) is not None]
+    if reasons:
+        raise ValueError("; ".join(reasons))
+    if isinstance(recipe.adaptation, QLora):
+        check_bitsandbytes()
+    reason = why_uncached(recipe)
+    if not isinstance(recipe.adaptation, Frozen) or reason is None:
+        return []
+    return [f"the frozen backbone runs in every step, its features are not kept: {reason}"]
+
+
+def why_uncached(recipe: Recipe) -> str | None:
+    """Why the backbone has to run in every step; None: its features can be kept (`frozen_features`)."""
+    head = recipe.policy.head
+    if not isinstance(recipe.adaptation, Frozen):
+        return "the backbone trains"
+    if not recipe.adaptation.cache:
+        return "adaptation.cache is false"
+    if not head_class(head).cacheable:
+        return f"the {head.kind} head puts tokens of its own through the backbone (readout and flow do not)"
+    if head.condition != "none":
+        return "the condition is learned in front of the backbone"
+    if recipe.augmentation.enabled and not recipe.policy.blind:
+        return "every augmented image is seen only once"
+    if recipe.auxiliary.weight:
+        return "the auxiliary loss reads all patches"
+    if recipe.policy.more_cameras:
+        return "policy.more_cameras: features of one camera only are kept"
+    return None
+
+
+def _nothing_to_train(recipe: Recipe) -> str | None:
+    if not isinstance(recipe.adaptation, Frozen) or _has_weights(recipe.policy.head):
+        return None
+    return (
+        "adaptation 'frozen' trains the head: a tokens head without proprio and condition has no weights; "
+        "set policy.head.proprio=true, a condition or another head, or adapt by lora"
+    )
+
+
+def _stage_of_nothing(recipe: Recipe) -> str | None:
+    if not isinstance(recipe.adaptation, Staged) or _has_weights(recipe.policy.head):
+        return None
+    for stage in recipe.adaptation.stages:
+        if set(stage.train) == {"head"}:
+            return (
+                f"adaptation 'staged': the stage from step {stage.from_step} trains the head alone, and a "
+                "tokens head without proprio and condition has no weights; train a further part in it"
+            )
+    return None
+
+
+def _stage_never_reached(recipe: Recipe) -> str | None:
+    if not isinstance(recipe.adaptation, Staged) or not recipe.train.steps:
+        return None
+    last, steps = recipe.adaptation.stages[-1].from_step, recipe.train.steps
+    if last < steps:
+        return None
+    return (
+        f"adaptation 'staged': a stage begins at step {last}, the run ends after {steps}; begin it earlier, "
+        "or raise train.steps"
+    )
+
+
+def _warm_start_of_a_shared_base(recipe: Recipe) -> str | None:
+    if not recipe.warm_start or not recipe.adaptation.changes_base:
+        return None
+    return (
+        f"warm_start: adaptation '{recipe.adaptation.kind}' trains one base for all robots; set `base` to "
+        "start from another"
+    )
+
+
+def _helper_loss_without_effect(recipe: Recipe) -> str | None:
+    head = recipe.policy.head
+    fixed = isinstance(recipe.adaptation, Frozen) and head_class(head).cacheable and head.condition == "none"
+    if not recipe.auxiliary.weight or not (fixed or isinstance(recipe.adaptation, Nothing)):
+        return None
+    return (
+        f"auxiliary: with adaptation '{recipe.adaptation.kind}' and a {head.kind} head nothing that trains "
+        "lies before the features it reads; set auxiliary.weight=0"
+    )
+
+
+def _invariance_without_effect(recipe: Recipe) -> str | None:
+    """An invariance loss must find something that trains before the features it looks at."""
+    method, head = recipe.adaptation, recipe.policy.head
+    if not recipe.invariance.active:
+        return None
+    told = head.condition != "none" or not head_class(head).cacheable
+    if isinstance(method, Nothing) or (
+        isinstance(method, Frozen) and (recipe.invariance.tap == "patches" or not told)
+    ):
+        return (
+            f"invariance '{recipe.invariance.method}' at '{recipe.invariance.tap}': with adaptation "
+            f"'{method.kind}' nothing that trains lies before these features; adapt by lora, or set "
+            "invariance.method=none"
+        )
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _nothing_to_train,
+    _stage_of_nothing,
+    _stage_never_reached,
+    _warm_start_of_a_shared_base,
+    _helper_loss_without_effect,
+    _invariance_without_effect,
+)
+
+
+def _has_weights(head: HeadConfig) -> bool:
+    return head.kind != "tokens" or head.proprio or head.condition != "none"

@@ -1,0 +1,303 @@
+"""What a run will take: parameters, memory, arithmetic, size of adapters; from a rehearsal of one step.
+
+The learner is the real one, built on the meta device and run on tensors without numbers (see `rehearsal`), so
+that the plan holds for every method, head and loss. Weights need not be there, data neither.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vla_adapt.adaptation.method import Lora, QLora
+from vla_adapt.policy.batch import PolicyBatch
+from vla_adapt.policy.configuration import OpenVLAConfig
+from vla_adapt.policy.heads import ActionHead
+from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.tiny import tiny_config
+from vla_adapt.recipe import Recipe
+from vla_adapt.resources import base_dir, tiny_base_dir
+from vla_adapt.training.compatibility import check_compatible, why_uncached
+from vla_adapt.training.learner import Learner
+from vla_adapt.training.micro_batches import check_split
+from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
+from vla_adapt.training.plan_data import PlanData, look_at_data, plan_batch
+from vla_adapt.training.rehearsal import Rehearsal
+from vla_adapt.training.setting import make_learner
+
+CUDA_CONTEXT_BYTES = 1 << 29
+# glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.5 .. 0.7).
+KEPT_BY_MALLOC = 0.6
+NF4_BYTES = 0.5 + 0.127 / 8  # a number and its part of the block constants (Dettmers et al., 2305.14314)
+PREFETCHED = 2  # batches that each loader process keeps ready (the default of torch's DataLoader)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one process of a run takes, in the steady state.
+
+    Attributes:
+        trained: parameters that train, by robot; those that robots share under "shared".
+        frozen: parameters that do not.
+        memory: bytes by component.
+        samples: in one pass of one process.
+        passes: per optimizer step and process.
+        processes: of the run.
+        tokens: positions of the language model per sample.
+        flops: floating point operations of one optimizer step over all processes (a multiply-add counts two).
+        epoch_samples: steps of all datasets; None: unknown.
+        adapter_bytes: what each robot's bundle needs on disk for weights.
+        notes: what was assumed or left out.
+    """
+
+    device: str
+    trained: dict[str, int]
+    frozen: int
+    memory: dict[str, int]
+    samples: int
+    passes: int
+    processes: int
+    tokens: int
+    flops: int
+    epoch_samples: int | None
+    adapter_bytes: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Bytes that one process needs."""
+        return sum(self.memory.values())
+
+    @property
+    def device_total(self) -> int:
+        """Bytes of `total` that lie on the device; a GPU leaves batches in the host's memory."""
+        return self.total - (self.memory["batches"] if self.device == "cuda" else 0)
+
+
+def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: PlanData | None = None) -> Plan:
+    """Rehearse one optimizer step of `recipe` on `processes` processes.
+
+    Args:
+        recipe: of the run.
+        processes: that share the batch (data parallel, every one with all weights).
+        device: "cpu" or "cuda", for what the runtime itself takes.
+        data: when looked at already.
+
+    Raises:
+        ValueError: a recipe that does not fit its base or data, or a batch that cannot be split.
+    """
+    train = recipe.train
+    compatible = check_compatible(recipe)
+    check_split(train.batch_size, processes, train.accumulate)
+    samples = train.batch_size // (processes * train.accumulate)
+    model, notes = _model(recipe)
+    notes += compatible
+    if why_uncached(recipe) is None:
+        notes.append("the frozen backbone's features are kept: only the steps that make them take all this")
+    data = data or look_at_data(recipe, model.source)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
+        learner = make_learner(_unquantized(recipe), model, list(data.masks), data.datasets)
+    batch = plan_batch(recipe, data, model, samples)
+    step = _rehearse(recipe, learner, batch)
+    groups = learner.groups()
+    gradients = _bytes(parameter for group in groups.values() for parameter in group)
+    memory = {
+        "weights": step.weights
+        - (_saved_by_quantizing(model) if isinstance(recipe.adaptation, QLora) else 0),
+        "gradients": step.gradients + (gradients if processes > 1 else 0),  # DDP holds them once more
+        "optimizer": step.optimizer,
+        "activations": step.activations,
+        "batches": _batch_bytes(batch) * train.accumulate * (1 + PREFETCHED * train.workers),
+        "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
+        "runtime": CUDA_CONTEXT_BYTES if device == "cuda" else _resident_bytes(),
+    }
+    every = sum(parameter.numel() for parameter in learner.parameters())
+    trained = {name: sum(parameter.numel() for parameter in group) for name, group in groups.items()}
+    return Plan(
+        device=device, trained=trained, frozen=every - sum(trained.values()), memory=memory, samples=samples,
+        passes=train.accumulate, processes=processes, tokens=step.tokens,
+        flops=step.flops * train.accumulate * processes, epoch_samples=data.samples,
+        adapter_bytes=_adapter_bytes(recipe, learner), notes=[*notes, *data.notes],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Bytes of the parts of a step; `activations` with all that comes and goes beside them."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    activations: int
+    flops: int
+    tokens: int
+
+
+def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
+    """One pass and one update; the optimizer's state is there before, as in every step but the first."""
+    rehearsal = Rehearsal()
+    rehearsal.materialize(learner)
+    groups, tokens = learner.groups(), [0]
+    with rehearsal:
+        learner.model.restore_buffers("cpu")
+        weights = rehearsal.live
+        optimizer, _ = (
+            make_optimizer(recipe.train.optimizer, groups, recipe.train.steps) if groups else (None, None)
+        )
+        learner.train()
+        for parameter in learner.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        if optimizer is not None:
+            optimizer.step()
+        rehearsal.zero_grad(learner)
+        state = rehearsal.live - weights
+        if recipe.train.accumulate > 1 and groups:  # all passes but the first add to gradients that are there
+            _pass(recipe, learner, batch)
+        rehearsal.start()
+        with (
+            _counted_tokens(learner.model, tokens),
+            _flop_counter() as flops,
+        ):
+            _pass(recipe, learner, batch)
+        clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
+        if optimizer is not None:
+            optimizer.step()
+    peak = rehearsal.peak
+    activations = peak.live - weights - state - peak.gradients
+    return _Step(weights, state, peak.gradients, activations, flops.get_total_flops(), tokens[0])
+
+
+class _Untold:
+    """Stands in for the counter's tracker of modules, whose hooks refuse `torch.autograd.grad` in a forward
+    pass (the penalty on DANN's adversary has one); only the total is asked for.
+    """
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _flop_counter() -> FlopCounterMode:
+    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+    counter.mod_tracker = _Untold()  # type: ignore[assignment]
+    return counter
+
+
+def _pass(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=recipe.train.precision == "bf16"):
+        loss = learner(batch)["loss"]
+    if loss.requires_grad:
+        loss.backward()
+
+
+@contextmanager
+def _counted_tokens(model: OpenVLA, tokens: list[int]) -> Iterator[None]:
+    """Writes the length of the language model's sequences into `tokens`."""
+
+    def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        tokens[0] = kwargs["inputs_embeds"].shape[1]
+
+    handle = model.language_model.model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _attention_flops(
+    query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    """Two products of a head's rows and columns (PyTorch's counter knows the GPU kernels only)."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[-2] * (width + value[-1])
+
+
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    """Five products where the forward pass has two: the scores are computed again."""
+    batch, heads, rows, width = query
+    return 2 * batch * heads * rows * key[-2] * (3 * width + 2 * value[-1])
+
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+def _model(recipe: Recipe) -> tuple[OpenVLA, list[str]]:
+    """The base without its weights, and what had to be assumed."""
+    dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+    if recipe.base == "tiny-random":
+        return OpenVLA.without_weights(tiny_base_dir(), tiny_config(), dtype), []
+    folder = base_dir(recipe.base)
+    if folder.exists():
+        return OpenVLA.without_weights(folder, dtype=dtype), []
+    note = f"{folder} is not here: the sizes of OpenVLA-7B assumed"
+    return OpenVLA.without_weights(folder, OpenVLAConfig({"model_type": "openvla"}), dtype), [note]
+
+
+def _unquantized(recipe: Recipe) -> Recipe:
+    """The recipe with `lora` for `qlora`, whose layers exist on a GPU only."""
+    if not isinstance(recipe.adaptation, QLora):
+        return recipe
+    plain = Lora(**recipe.adaptation.model_dump(exclude={"kind"}))
+    return recipe.model_copy(update={"adaptation": plain})
+
+
+def _saved_by_quantizing(model: OpenVLA) -> int:
+    """Bytes by which nf4 with quantized block constants is smaller, in the layers that `qlora` quantizes."""
+    names = ("lora_", "lm_head")
+    linear = [m for n, m in model.named_modules() if type(m) is nn.Linear and not any(x in n for x in names)]
+    return sum(int(m.weight.numel() * (m.weight.itemsize - NF4_BYTES)) for m in linear)
+
+
+def _adapter_bytes(recipe: Recipe, learner: Learner) -> dict[str, int]:
+    """Weights that a bundle holds: the robot's adapter, the shared one joined to it, and its head."""
+    lora: dict[str, int] = dict.fromkeys([*learner.heads, "shared"], 0)
+    for name, parameter in learner.named_parameters():
+        owner = next((robot for robot in lora if ".lora_" in name and f".{robot}." in name), None)
+        if owner is not None:
+            lora[owner] += parameter.numel() * parameter.itemsize
+    sizes = {}
+    for robot, head in learner.heads.items():
+        assert isinstance(head, ActionHead)
+        sizes[robot] = lora[robot] + lora["shared"] + _bytes(head.state_dict().values())
+    if recipe.adaptation.changes_base:
+        sizes["model"] = _bytes(learner.model.parameters())
+    return sizes
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
+def _batch_bytes(batch: PolicyBatch) -> int:
+    tensors = [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    return _bytes([*tensors, *batch.extra.values()])
+
+
+def _keeps_blocks() -> bool:
+    """Whether freed memory stays with the process: glibc's malloc, unless it is told to return blocks."""
+    return sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ
+
+
+def _resident_bytes() -> int:
+    """What this process takes with its libraries, as a process that trains will, too."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

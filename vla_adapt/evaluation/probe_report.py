@@ -27,7 +27,7 @@ def probe_notes(found: RunProbe) -> list[str]:
         f"How well a fresh classifier tells {len(some.robots)} robots apart: balanced accuracy [95 % "
         f"interval], cross-validated by episode ({some.rows} windows of {some.episodes} episodes).",
         f"Before: the bare base with {whose[found.head_before]}. After: each robot through its own adapter "
-        "and head, as served. 'patches' is what the image became, 'hidden' what the head reads; the head's "
-        "own tokens and the state are in it.",
+        "and head, as served. 'patches' is what the image became, 'hidden' the states the head reads, where "
+        "a head's own tokens and the robot's state may have left their mark.",
         f"Held-out action error 'after' belongs to: {errors or 'not measured, nothing was held out'}.",
     ]

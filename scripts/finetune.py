@@ -10,6 +10,7 @@ A killed or pre-empted run (SIGTERM, SIGUSR1) goes on when the same command is s
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -33,6 +34,8 @@ def main() -> None:
         "--fresh", action="store_true", help="forget an earlier, unfinished run in the same folder"
     )
     arguments = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a killed run's log file tells how far it came
     follow_launcher()
     main_rank = os.environ.get("RANK", "0") == "0"
     try:

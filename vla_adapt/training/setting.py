@@ -157,7 +157,6 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
-        _check_one_robot(train)
         check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
         robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
@@ -165,18 +164,6 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
         if name not in robots:
             raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
-
-
-def _check_one_robot(datasets: Sequence[EpisodeDataset]) -> None:
-    """Raise ValueError when datasets describe different robots of one name: they would share an adapter."""
-    first = datasets[0]
-    for other in datasets[1:]:
-        one, two = first.embodiment, other.embodiment
-        if (one.action, one.proprio) != (two.action, two.proprio):
-            raise ValueError(
-                f"'{first.embodiment.name}' is two robots: {first.name} and {other.name} describe it "
-                "differently, and both would claim one adapter; rename one embodiment, or make them equal"
-            )
 
 
 def _base(recipe: Recipe) -> OpenVLA:

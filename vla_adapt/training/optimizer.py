@@ -20,7 +20,7 @@ class OptimizerConfig(BaseModel):
     betas: tuple[float, float] = (0.9, 0.95)
     warmup_steps: int = Field(default=50, ge=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    clip_norm: float = Field(default=1.0, gt=0, description="per robot, as robots share no adapter")
+    clip_norm: float = Field(default=1.0, gt=0, description="per robot, and of what robots share")
 
 
 def make_optimizer(

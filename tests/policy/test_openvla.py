@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.policy.sequence import valid_positions
 
 TARGETS = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2|fc3)"
 

@@ -21,6 +21,7 @@ from vla_adapt.policy.loading import load_weights
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.norm_stats import dataset_stats, unnormalize
 from vla_adapt.policy.reading_layer import read_at_the_end
+from vla_adapt.policy.rms_norm import make_norms_lean
 from vla_adapt.policy.row_context import RowContext
 from vla_adapt.policy.sequence import attention_pattern, position_ids, right_padded, valid_positions
 from vla_adapt.policy.vision import Projector, VisionBackbone
@@ -63,6 +64,7 @@ class OpenVLA(nn.Module):
         self.projector = Projector(self.vision_backbone.embed_dim, config.hidden_size)
         self.language_model = LlamaForCausalLM(_llama_config(config.text))
         read_at_the_end(self.language_model)
+        make_norms_lean(self.language_model)
         self.companions: dict[str, Path] = {}
         self.stored_only: dict[str, torch.Tensor] = {}
         self.rows = RowContext()

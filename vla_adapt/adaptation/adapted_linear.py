@@ -1,14 +1,15 @@
-"""y = x W^T + b + scale * (x A^T) B^T of a frozen W, another (A, B, scale) for each block of rows, in one step.
+"""y = x W^T + b + scale * (x A^T) B^T of a frozen W, another (A, B, scale) for each block of rows.
 
-One step of autograd for layer and adapters saves passes over memory: the gradient of `x` is summed within the
-products. Two ways give the same numbers. Thin: the products with A and B, whose inner width is the rank.
-Folded: each block's rows through W + scale * B A, and the gradient of that matrix taken apart; less arithmetic
-where the rank is not small beside the layer's widths.
+Layer and adapters are one step of autograd, which saves passes over memory: the gradient of `x` is summed
+within the products. Two ways give the same numbers. Thin: the products with A and B, whose inner width is the
+rank. Folded: each block's rows through W + scale * B A, and the gradient of that matrix taken apart; less
+arithmetic where the rank is not small beside the layer's widths.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -52,24 +53,40 @@ Group = tuple[int, int, tuple[int, ...]]  # rows [start, stop) and the pairs tha
 def _groups(blocks: list[Block], rows: int) -> list[Group]:
     """The rows cut where any block begins or ends, each part with its pairs, in order and without a hole."""
     cuts = sorted({0, rows, *(block.start for block in blocks), *(block.stop for block in blocks)})
-    parts = zip(cuts[:-1], cuts[1:], strict=True)
     return [
         (start, stop, tuple(b.pair for b in blocks if b.start <= start and stop <= b.stop))
-        for start, stop in parts
+        for start, stop in pairwise(cuts)
     ]
 
 
+class ExtraFlops(NamedTuple):
+    """What an adapter adds to the arithmetic of a training step of its layer, either way."""
+
+    thin: int
+    folded: int
+
+    @property
+    def folding_pays(self) -> bool:
+        """Whether the folded way takes less time."""
+        return self.folded < _THIN_COST * self.thin
+
+
+def extra_flops(rows: int, inner: int, outer: int, rank: int) -> ExtraFlops:
+    """Forward and backward, with a gradient of the input; ranks of adapters of the same rows added up."""
+    return ExtraFlops(6 * rows * rank * (inner + outer), (2 * rows + 6 * rank) * inner * outer)
+
+
 def fold_is_cheaper(weight: Tensor, groups: list[Group], pairs: list[Pair]) -> bool:
-    """Whether the folded way takes less time; never in 16 bits, where a small update is lost in a sum."""
+    """Whether to fold; never in 16 bits, where a small update is lost in a sum."""
     if weight.dtype not in (torch.float32, torch.float64):
         return False
     outer, inner = weight.shape
-    thin = folded = 0.0
-    for start, stop, used in groups:
-        rank = sum(len(pairs[number].A) for number in used)
-        thin += 6 * (stop - start) * rank * (inner + outer)
-        folded += (2 * (stop - start) + 6 * rank) * inner * outer if used else 0
-    return folded < _THIN_COST * thin
+    extra = [
+        extra_flops(stop - start, inner, outer, sum(len(pairs[number].A) for number in used))
+        for start, stop, used in groups
+        if used
+    ]
+    return ExtraFlops(sum(each.thin for each in extra), sum(each.folded for each in extra)).folding_pays
 
 
 class _Thin(torch.autograd.Function):

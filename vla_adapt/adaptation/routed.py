@@ -20,8 +20,8 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.adapted_linear import adapted_linear
+from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.low_rank import Block, Pair, add_low_rank
 from vla_adapt.policy.row_context import RowContext
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,9 @@ class OpenVLA(nn.Module):
     """
 
     language_model: Any
+    # Unless told no, PEFT makes token embeddings want a gradient: reentrant checkpointing, which we never use,
+    # needs one, and all others pay for it in the first layer.
+    is_gradient_checkpointing: ClassVar[bool] = False
 
     def __init__(self, config: OpenVLAConfig, towers: tuple[TowerShape, TowerShape] | None = None):
         super().__init__()
@@ -281,7 +284,7 @@ class OpenVLA(nn.Module):
         read: Int[torch.Tensor, "B R"] | None = None,
         whole: bool = False,
     ) -> Any:
-        """`whole`: states of padding are the original's, too, which no one needs and costs an attention mask."""
+        """`whole`: also at padding, states are the original's; nothing needs them, and they cost a mask."""
         extra = embeds.shape[1] - patches - input_ids.shape[1]
         padded = attention_mask is not None and not bool(attention_mask.all())
         if attention_mask is None or not padded:
@@ -289,8 +292,10 @@ class OpenVLA(nn.Module):
         else:
             mask = right_padded(attention_mask)
         valid = valid_positions(mask, patches, extra, patches_valid, extra_valid)
-        holes = patches_valid is not None or extra_valid is not None or (
-            padded and (extra > 0 or bidirectional or whole)
+        holes = (
+            patches_valid is not None
+            or extra_valid is not None
+            or (padded and (extra > 0 or bidirectional or whole))
         )
         pattern = attention_pattern(valid, holes, bidirectional)
         options = {"is_causal": False} if bidirectional and pattern is None else {}

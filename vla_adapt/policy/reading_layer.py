@@ -1,4 +1,4 @@
-"""A language model's last layer at the positions that are read only: keys and values need all, the rest not."""
+"""A language model's last layer, run for the positions that are read; only keys and values need all."""
 
 from __future__ import annotations
 
@@ -68,22 +68,28 @@ def read_at_the_end(language_model: Any) -> None:
     language_model.model.layers[-1].__class__ = ReadingLayer
 
 
-def at(states: Float[torch.Tensor, "B L D"], places: Int[torch.Tensor, "B R"]) -> Float[torch.Tensor, "B R D"]:
+def at(
+    states: Float[torch.Tensor, "B L D"], places: Int[torch.Tensor, "B R"]
+) -> Float[torch.Tensor, "B R D"]:
     """Each row's states at its own places."""
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
 
 
 def _rotated(
-    heads: Float[torch.Tensor, "B heads L d"], cos: Float[torch.Tensor, "B L d"], sin: Float[torch.Tensor, "B L d"]
+    heads: Float[torch.Tensor, "B heads L d"],
+    cos: Float[torch.Tensor, "B L d"],
+    sin: Float[torch.Tensor, "B L d"],
 ) -> Float[torch.Tensor, "B heads L d"]:
     """With their rotary positions."""
     return heads * cos[:, None] + rotate_half(heads) * sin[:, None]
 
 
 def attended_rows(
-    mask: Bool[torch.Tensor, "B 1 Q M"] | None, read: Int[torch.Tensor, "B R"], states: Float[torch.Tensor, "B L D"]
+    mask: Bool[torch.Tensor, "B 1 Q M"] | None,
+    read: Int[torch.Tensor, "B R"],
+    states: Float[torch.Tensor, "B L D"],
 ) -> Bool[torch.Tensor, "B 1 R M"]:
-    """What the read positions attend to: their rows of `mask` (Q = 1: all the same), or all up to themselves."""
+    """What read positions attend to: their rows of `mask` (Q = 1: all the same), or all up to themselves."""
     length = states.shape[1]
     if mask is None:
         return (torch.arange(length, device=read.device) <= read[..., None])[:, None]

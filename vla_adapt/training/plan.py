@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vla_adapt.adaptation.method import Lora, QLora
 from vla_adapt.policy.batch import PolicyBatch
@@ -28,6 +27,7 @@ from vla_adapt.policy.tiny import tiny_config
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir, tiny_base_dir
 from vla_adapt.training.compatibility import check_compatible, why_uncached
+from vla_adapt.training.flop_counter import flop_counter
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import check_split
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
@@ -168,7 +168,7 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
         rehearsal.start()
         with (
             _counted_tokens(learner.model, tokens),
-            _flop_counter() as flops,
+            flop_counter() as flops,
         ):
             _pass(recipe, learner, batch)
         clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
@@ -177,24 +177,6 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
     peak = rehearsal.peak
     activations = peak.live - weights - state - peak.gradients
     return _Step(weights, state, peak.gradients, activations, flops.get_total_flops(), tokens[0])
-
-
-class _Untold:
-    """Stands in for the counter's tracker of modules, whose hooks refuse `torch.autograd.grad` in a forward
-    pass (the penalty on DANN's adversary has one); only the total is asked for.
-    """
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _flop_counter() -> FlopCounterMode:
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    counter.mod_tracker = _Untold()  # type: ignore[assignment]
-    return counter
 
 
 def _pass(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> None:
@@ -216,28 +198,6 @@ def _counted_tokens(model: OpenVLA, tokens: list[int]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _attention_flops(
-    query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    """Two products of a head's rows and columns (PyTorch's counter knows the GPU kernels only)."""
-    batch, heads, rows, width = query
-    return 2 * batch * heads * rows * key[-2] * (width + value[-1])
-
-
-def _attention_backward_flops(
-    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    """Five products where the forward pass has two: the scores are computed again."""
-    batch, heads, rows, width = query
-    return 2 * batch * heads * rows * key[-2] * (3 * width + 2 * value[-1])
-
-
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
 
 
 def _model(recipe: Recipe) -> tuple[OpenVLA, list[str]]:

@@ -56,8 +56,8 @@ class OpenVLA(nn.Module):
     """
 
     language_model: Any
-    # Unless told no, PEFT makes token embeddings want a gradient: reentrant checkpointing, which we never use,
-    # needs one, and all others pay for it in the first layer.
+    # Unless told no, PEFT makes token embeddings want a gradient, which reentrant checkpointing (never used
+    # here) needs, and for which all others pay in the first layer.
     is_gradient_checkpointing: ClassVar[bool] = False
 
     def __init__(self, config: OpenVLAConfig, towers: tuple[TowerShape, TowerShape] | None = None):

@@ -167,18 +167,15 @@ class _Folded(torch.autograd.Function):
             trained = [pair for pair in used if wanted[2 * pair] or wanted[2 * pair + 1]]
             if not trained:
                 continue
-            update = torch.mm(part.t(), rows[start:stop])
+            whole = torch.mm(part.t(), rows[start:stop])
             for pair in trained:
-                a, b, scale = 2 * pair, 2 * pair + 1, ctx.scales[pair]
+                a, b, update = 2 * pair, 2 * pair + 1, whole * ctx.scales[pair]
                 if wanted[a]:
-                    grads[a] = _plus(grads[a], pairs[b].t(), update, scale)
+                    grads[a] = _plus(grads[a], pairs[b].t(), update)
                 if wanted[b]:
-                    grads[b] = _plus(grads[b], update, pairs[a].t(), scale)
+                    grads[b] = _plus(grads[b], update, pairs[a].t())
         return None if x_grad is None else x_grad.view(ctx.shape), None, None, None, None, *grads
 
 
-def _plus(total: Tensor | None, left: Tensor, right: Tensor, scale: float = 1.0) -> Tensor:
-    if total is not None:
-        return total.addmm_(left, right, alpha=scale)
-    product = torch.mm(left, right)
-    return product if scale == 1.0 else product.mul_(scale)
+def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return torch.mm(left, right) if total is None else total.addmm_(left, right)

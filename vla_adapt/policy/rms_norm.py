@@ -20,9 +20,9 @@ class LeanRMSNorm(LlamaRMSNorm):
     def forward(self, hidden_states: Float[torch.Tensor, "*rows D"]) -> Float[torch.Tensor, "*rows D"]:
         """Each row over its root mean square, times the weight."""
         if hidden_states.is_cuda:
-            return nn.functional.rms_norm(
-                hidden_states, self.weight.shape, self.weight.to(hidden_states.dtype), self.variance_epsilon
-            )
+            weight = self.weight.to(hidden_states.dtype)
+            with torch.autocast("cuda", enabled=False):  # it would widen what comes out
+                return nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
         if self.weight.requires_grad or not torch.is_grad_enabled():
             return super().forward(hidden_states)
         return _FrozenNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[no-any-return]

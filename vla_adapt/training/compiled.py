@@ -1,7 +1,7 @@
 """`torch.compile` for the blocks of a policy: fewer passes over memory between the products, for a wait before.
 
-Block by block, so that the many equal blocks of a large model are compiled once; with sizes left open, so that
-texts of another length, or a run that resumes with one, need no other code.
+Block by block, so that the many equal blocks of a large model are compiled once. When texts of another length
+come, the language model's blocks are compiled once more, for any length.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from vla_adapt.policy.openvla import OpenVLA
 
 
 @contextmanager
-def compiled_blocks(model: OpenVLA, wanted: bool = True) -> Iterator[None]:
+def compiled_blocks(model: OpenVLA, wanted: bool = True, backend: str = "inductor") -> Iterator[None]:
     """Inside, blocks of both towers and the language model, and the projector, run compiled if `wanted`.
 
-    The first step inside waits for the compiler (minutes for a tiny model on a busy CPU). Names, weights and
-    what is saved stay as they are; outside, the blocks are plain again.
+    The first steps inside wait for the compiler (on a CPU for minutes, even with a tiny model). Names, weights
+    and what is saved stay as they are; outside, the blocks are plain again.
     """
     blocks = _blocks(model) if wanted else []
     for block in blocks:
-        block.compile(dynamic=True)
+        block.compile(backend=backend)
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.compiled import compiled_blocks
 from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
@@ -134,6 +135,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     point = _resume(run, state, loader)
     wrapped.train()
     with ExitStack() as opened:
+        opened.enter_context(compiled_blocks(learner.model, recipe.train.compile))
         log = opened.enter_context(RunLog(accelerator, setting, run.folder, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
         if samples is not None:
@@ -176,7 +178,7 @@ def _add_up_gradients(
                 output = wrapped(batch, done / run.steps)
             _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
-        log.add(output, batch)
+        log.add(output, loaded)
 
 
 def _loader(run: Run, setting: Setting) -> MixtureLoader:

@@ -30,7 +30,7 @@ from vla_adapt.training.compatibility import check_compatible, why_uncached
 from vla_adapt.training.flop_counter import flop_counter
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import check_split
-from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
+from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer, saved_by_8_bits
 from vla_adapt.training.plan_data import PlanData, look_at_data, plan_batch
 from vla_adapt.training.rehearsal import Rehearsal
 from vla_adapt.training.setting import make_learner
@@ -116,7 +116,8 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: Pla
         "weights": step.weights
         - (_saved_by_quantizing(model) if isinstance(recipe.adaptation, QLora) else 0),
         "gradients": step.gradients + (gradients if processes > 1 else 0),  # DDP holds them once more
-        "optimizer": step.optimizer,
+        "optimizer": step.optimizer
+        - saved_by_8_bits(train.optimizer, (p for group in groups.values() for p in group)),
         "activations": step.activations,
         "batches": _batch_bytes(batch) * train.accumulate * (1 + PREFETCHED * train.workers),
         "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
@@ -153,7 +154,7 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
         learner.model.restore_buffers("cpu")
         weights = rehearsal.live
         optimizer, _ = (
-            make_optimizer(recipe.train.optimizer, groups, recipe.train.steps) if groups else (None, None)
+            make_optimizer(_in_32_bits(recipe), groups, recipe.train.steps) if groups else (None, None)
         )
         learner.train()
         for parameter in learner.parameters():
@@ -218,6 +219,11 @@ def _unquantized(recipe: Recipe) -> Recipe:
         return recipe
     plain = Lora(**recipe.adaptation.model_dump(exclude={"kind"}))
     return recipe.model_copy(update={"adaptation": plain})
+
+
+def _in_32_bits(recipe: Recipe) -> OptimizerConfig:
+    """The optimizer with moments that tensors without numbers can have."""
+    return recipe.train.optimizer.model_copy(update={"kind": "adamw"})
 
 
 def _saved_by_quantizing(model: OpenVLA) -> int:

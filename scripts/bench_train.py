@@ -1,20 +1,22 @@
 """Samples per second of a LoRA training step, against OpenVLA's own script, and what each saving is worth.
 
-The recipe is that of OpenVLA's `finetune.py`: LoRA r=32 on all linear layers, towers included, one action of
-seven tokens. "baseline" is that script's step: Hugging Face forward with labels (logits at all positions, an
-attention mask of padding), PEFT's own layers, plain AdamW, accuracy and L1 from the logits. "ours" is the step of
-`training.loop`, on the same weights, adapters and batch; losses and gradients of both are compared first. Each
-saving is switched off alone. Beside it: the towers' last blocks, which the original runs for nothing; our parallel
-head with eight steps; checkpointing; with --compile (on a GPU always) compiled blocks. Loading is not in it.
+The recipe is that of OpenVLA's `finetune.py`: LoRA r=32 on all linear layers, towers included, one action
+of seven tokens. "baseline" is that script's step: Hugging Face forward with labels (logits at all
+positions, an attention mask for padding), PEFT's own layers, plain AdamW, accuracy and L1 from the logits.
+"ours" is the step of `training.loop` on the same weights, adapters and batch; losses and gradients of both
+are compared. Each saving is switched off alone. Beside them: the towers' last blocks, which the original
+runs for nothing; our parallel head with eight steps; checkpointing; with --compile (on a GPU always)
+compiled blocks. Loading is left out.
 
-Steps take turns; numbers are medians, on a CPU of processor time. Peak memory is of a process of its own per
-variant, over what it had before the model; on a GPU PyTorch's. MFU is the arithmetic that "ours" cannot do without
-(`training.flop_count`) per second, over the best rate of a large product in the same turns, dtype and threads.
+Steps take turns; numbers are medians, on a CPU of processor time. Peak memory is of a process of its own
+per variant, over what it had before the model; on a GPU PyTorch's. MFU is the arithmetic that a step cannot
+do without (`training.flop_count`) per second, over the best rate of a large product in the same turns.
 
     python scripts/bench_train.py [--quick] [--json FILE] [--device cpu|cuda] [--compile]
 
-Needs of this package's dependencies only torch, transformers, peft, accelerate, pydantic and jaxtyping. On a GPU
-the model has OpenVLA-7B's shape, random bf16 weights made there, and batches grow until memory ends.
+Of this package's dependencies it needs torch, transformers, peft, accelerate, pydantic and jaxtyping only.
+On a GPU the model has OpenVLA-7B's shape and random bf16 weights made there, and batches grow until memory
+ends.
 """
 
 from __future__ import annotations
@@ -125,8 +127,7 @@ class Bench:
             {ROBOT: Normalizer(Statistics(0 * ones, ones, -ones, ones, -ones, ones, slots, 9))}
         )
         self.labels = _labels(self.learners["tokens"], self.batches["tokens"])
-        adapters = [p for p in self.model.parameters() if p.requires_grad]
-        self.plain_adamw = torch.optim.AdamW(adapters, lr=1e-6)
+        self.plain_adamw = torch.optim.AdamW(adapters(self.model), lr=1e-6)
         self.adamw = {
             kind: make_optimizer(OptimizerConfig(learning_rate=1e-6), learner.groups(), 10**6)[0]
             for kind, learner in self.learners.items()
@@ -177,20 +178,21 @@ class Bench:
         mask = wanted > self.model.action_tokenizer().first_id
         float(((chosen == wanted) & mask).sum().float() / mask.sum().float())
         codec = self.model.action_tokenizer()
-        values = [torch.from_numpy(codec.decode(tokens[mask].cpu().numpy())) for tokens in (chosen, wanted)]
-        float(nn.functional.l1_loss(*values)), loss.item()
+        told, right = (codec.decode(tokens[mask].cpu().numpy()) for tokens in (chosen, wanted))
+        nn.functional.l1_loss(torch.from_numpy(told), torch.from_numpy(right)).item()
+        loss.item()
         self.plain_adamw.step()
         self.plain_adamw.zero_grad()
 
     def difference(self) -> dict[str, float]:
-        """Between baseline and ours: of the loss, and of the gradient's direction and size, relative."""
+        """Between baseline and ours, relative: of the loss, and of the gradient of all adapters."""
         with plain_norms(self.model):
             loss = self.plain_loss()[0]
         found = []
         for each in (loss, self.our_loss()["loss"]):
             each.backward()
-            adapters = [p for n, p in self.model.named_parameters() if p.grad is not None]
-            found.append((float(each), torch.cat([p.grad.flatten() for p in adapters if p.grad is not None])))
+            grads = [p.grad.flatten() for p in adapters(self.model) if p.grad is not None]
+            found.append((each.item(), torch.cat(grads)))
             self.model.zero_grad(set_to_none=True)
         (plain, theirs), (own, mine) = found
         return {
@@ -199,7 +201,11 @@ class Bench:
         }
 
 
-# --- the model and the batch ----------------------------------------------------------------------------------
+def adapters(model: OpenVLA) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+# --- the model and the batch --------------------------------------------------------------------------------
 
 
 def _model(size: Size, device: str) -> OpenVLA:
@@ -224,12 +230,13 @@ def _batch(model: OpenVLA, samples: int, horizon: int) -> PolicyBatch:
     lengths = torch.randint(PROMPT[0], PROMPT[1] + 1, (samples, 1), generator=draw)
     mask = torch.arange(int(lengths.max())) < lengths
     slots = (torch.arange(NUM_SLOTS) < SLOTS).expand(samples, -1)
-    side = model.config.image_sizes[0]
+    none = torch.zeros(samples, NUM_SLOTS)
+    side, ids = model.config.image_sizes[0], torch.randint(5, 200, mask.shape, generator=draw)
     return PolicyBatch(
-        input_ids=torch.randint(5, 200, mask.shape, generator=draw).masked_fill(~mask, model.config.pad_token_id),
+        input_ids=ids.masked_fill(~mask, model.config.pad_token_id),
         attention_mask=mask,
         pixel_values=torch.randn(samples, 6, side, side, generator=draw).to(model.dtype),
-        proprio=torch.zeros(samples, NUM_SLOTS), proprio_mask=torch.zeros(samples, NUM_SLOTS, dtype=torch.bool),
+        proprio=none, proprio_mask=none.bool(),
         slot_mask=slots, action_mask=slots[:, None].repeat(1, horizon, 1),
         action=(2 * torch.rand(samples, horizon, NUM_SLOTS, generator=draw) - 1) * slots[:, None],
         robots=[ROBOT] * samples,
@@ -240,6 +247,7 @@ def _labels(learner: Learner, batch: PolicyBatch) -> tuple[Tensor, Tensor, Tenso
     """Ids, mask and labels of prompt, action tokens and EOS, as the original's data loader gives them."""
     question: Any = learner.heads[ROBOT].ask(learner.model, batch)  # type: ignore[operator]
     assert isinstance(question, TokenQuestion)
+    assert isinstance(question.read, Tensor)
     wide = partial(nn.functional.pad, pad=(0, 1))
     places = question.read
     ids = wide(question.input_ids, value=learner.model.config.pad_token_id).scatter(
@@ -249,12 +257,12 @@ def _labels(learner: Learner, batch: PolicyBatch) -> tuple[Tensor, Tensor, Tenso
     return ids, wide(question.attention_mask, value=False).scatter(1, places + 1, True), labels
 
 
-# --- savings, switched off one at a time ----------------------------------------------------------------------
+# --- savings, switched off one at a time --------------------------------------------------------------------
 
 
 @contextmanager
 def plain_norms(model: OpenVLA) -> Iterator[None]:
-    norms = [module for module in model.modules() if type(module) is LeanRMSNorm]
+    norms: list[Any] = [module for module in model.modules() if type(module) is LeanRMSNorm]
     for norm in norms:
         norm.__class__ = LlamaRMSNorm
     try:
@@ -287,11 +295,8 @@ def whole_last_layer(model: OpenVLA, logits: bool = False) -> Iterator[None]:
 
 @contextmanager
 def attention_by_hand(model: OpenVLA) -> Iterator[None]:
-    configs = {
-        id(m.config): m.config
-        for m in model.modules()
-        if hasattr(getattr(m, "config", None), "_attn_implementation")
-    }
+    found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    configs = {id(config): config for config in found if hasattr(config, "_attn_implementation")}
     for config in configs.values():
         config._attn_implementation = "eager"
     try:
@@ -319,7 +324,7 @@ def checkpointing(model: OpenVLA) -> Iterator[None]:
     finally:
         for module in model.modules():
             if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = False
+                setattr(module, "gradient_checkpointing", False)  # noqa: B010
 
 
 @contextmanager
@@ -345,9 +350,11 @@ OFF: dict[str, Callable[[OpenVLA], AbstractContextManager[Any]]] = {
     "logits at all positions, too": partial(whole_last_layer, logits=True),
     "attention mask for padding": lambda m: mock.patch.object(m, "_decode", partial(m._decode, whole=True)),
     "attention without SDPA": attention_by_hand,
-    "adapters never folded": lambda m: mock.patch.object(adapted_linear, "fold_is_cheaper", lambda *_: False),
+    "adapters never folded": lambda m: mock.patch.object(
+        adapted_linear, "fold_is_cheaper", return_value=False
+    ),
     "adapters beside their layer": lambda m: mock.patch.object(
-        RoutedLinear, "_in_one_step", lambda *_: False
+        RoutedLinear, "_in_one_step", return_value=False
     ),
     "Llama's own RMSNorm": plain_norms,
     "gradient into token embeddings": embedding_gradients,
@@ -383,7 +390,7 @@ NAMES = ("baseline", "ours", *LESS, *BESIDE)
 QUICK = ("baseline", "ours", *list(OFF)[:2], "adapters beside their layer", "AdamW not fused")
 
 
-# --- clocks, and memory ---------------------------------------------------------------------------------------
+# --- clocks, and memory -------------------------------------------------------------------------------------
 
 
 def clock(device: str, work: Callable[[], Any]) -> float:
@@ -438,7 +445,7 @@ def peak_memory_elsewhere(size: Size, name: str) -> float:
     return int(done.stdout.split()[-1]) / 1e6
 
 
-# --- measuring ------------------------------------------------------------------------------------------------
+# --- measuring ----------------------------------------------------------------------------------------------
 
 
 def measure(size: Size, device: str, names: Sequence[str], compiled: bool) -> dict[str, Any]:
@@ -531,7 +538,7 @@ def smallest_memory(size: Size, rows: list[dict[str, Any]]) -> float:
     return high
 
 
-# --- main -----------------------------------------------------------------------------------------------------
+# --- main ---------------------------------------------------------------------------------------------------
 
 
 def main() -> None:

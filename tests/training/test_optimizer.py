@@ -67,7 +67,7 @@ def test_moments_in_8_bits_take_a_quarter_and_go_nearly_the_same_way(tmp_path):
     torch.save(small[0].state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     small[0].load_state_dict(state)
-    moments = [small[0].state[p] for group in small[0].param_groups for p in group["params"]][0]
+    moments = small[0].state[small[0].param_groups[0]["params"][0]]
     assert moments["state1"].dtype == torch.uint8
     config = OptimizerConfig(kind="adamw_8bit")
     held = sum(

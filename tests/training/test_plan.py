@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from vla_adapt.recipe import Recipe
-from vla_adapt.training.loop import collate
 from vla_adapt.training.flop_counter import flop_counter
+from vla_adapt.training.loop import collate
 from vla_adapt.training.plan import make_plan
 from vla_adapt.training.setting import prepare
 

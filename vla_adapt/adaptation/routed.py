@@ -68,7 +68,7 @@ class RoutedLinear(Linear):
         blocks = _blocks(segments, names, x.shape[:-1].numel() // route.samples)
         pairs = [self._pair(name, dtype) for name in names]
         if self._in_one_step(names, x, dtype, blocks, pairs):
-            return adapted_linear(x.to(dtype), self.base_layer, blocks, pairs)
+            return adapted_linear(x.to(dtype), self.base_layer, blocks, pairs)  # type: ignore[arg-type]
         result = self.base_layer(x, *args, **kwargs)
         fresh = result.dtype == dtype and type(self.base_layer) is nn.Linear
         added = add_low_rank(

@@ -298,7 +298,7 @@ class OpenVLA(nn.Module):
             or (padded and (extra > 0 or bidirectional or whole))
         )
         pattern = attention_pattern(valid, holes, bidirectional)
-        options = {"is_causal": False} if bidirectional and pattern is None else {}
+        options: dict[str, Any] = {"is_causal": False} if bidirectional and pattern is None else {}
         if read is not None:
             options["read"] = read
         return self.language_model.model(

@@ -131,8 +131,8 @@ def _paged_without_gpu(recipe: Recipe) -> str | None:
     if recipe.train.optimizer.kind != "paged_adamw_8bit" or torch.cuda.is_available():
         return None
     return (
-        "optimizer 'paged_adamw_8bit' pages between a GPU's and the host's memory, and torch sees no GPU; set "
-        "train.optimizer.kind=adamw_8bit"
+        "optimizer 'paged_adamw_8bit' pages between a GPU's and the host's memory, and torch sees no GPU; "
+        "set train.optimizer.kind=adamw_8bit"
     )
 
 

@@ -1,4 +1,4 @@
-"""`torch.compile` for the blocks of a policy: fewer passes over memory between the products, for a wait before.
+"""`torch.compile` for the blocks of a policy: after a wait, fewer passes over memory between the products.
 
 Block by block, so that the many equal blocks of a large model are compiled once. When texts of another length
 come, the language model's blocks are compiled once more, for any length.
@@ -18,8 +18,8 @@ from vla_adapt.policy.openvla import OpenVLA
 def compiled_blocks(model: OpenVLA, wanted: bool = True, backend: str = "inductor") -> Iterator[None]:
     """Inside, blocks of both towers and the language model, and the projector, run compiled if `wanted`.
 
-    The first steps inside wait for the compiler (on a CPU for minutes, even with a tiny model). Names, weights
-    and what is saved stay as they are; outside, the blocks are plain again.
+    The first steps inside wait for the compiler (on a CPU for minutes, even with a tiny model). Names,
+    weights and what is saved stay as they are; outside, the blocks are plain again.
     """
     blocks = _blocks(model) if wanted else []
     for block in blocks:

@@ -10,7 +10,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.optim.lr_scheduler import LambdaLR
 
-
 _SMALLEST_IN_8_BITS, _BLOCK = 4096, 256  # numbers: of a tensor, and that share a constant (bitsandbytes)
 
 

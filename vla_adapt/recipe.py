@@ -17,6 +17,8 @@ from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
 from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 from vla_adapt.training.auxiliary import AuxiliaryConfig
+from vla_adapt.training.early_stop import ValidationConfig
+from vla_adapt.training.loss_balance import Balancing
 from vla_adapt.training.optimizer import OptimizerConfig
 
 
@@ -64,6 +66,14 @@ class TrainConfig(BaseModel):
     log_samples: bool = Field(default=False, description="write which episode and step every sample was")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="decay of the average of all that trains, which is validated and goes into bundles",
+    )  # fmt: skip
+    balance: Balancing = Field(
+        default="none",
+        description="how much a robot's loss counts: by its samples, as all others', or in its own scale",
+    )
 
 
 class EvaluationConfig(BaseModel):
@@ -108,6 +118,7 @@ class Recipe(BaseModel):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @staticmethod

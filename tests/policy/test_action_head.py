@@ -27,7 +27,10 @@ def test_wrong_configurations_are_refused(wrong):
         ({"kind": "tokens", "flow_layers": 1}, "flow_layers is a knob of the flow head"),
         ({"kind": "parallel", "noise_seed": 1}, "noise_seed is a knob of the flow head"),
         ({"kind": "tokens", "proprio": False, "hidden": 8}, "hidden has no effect"),
-        ({"kind": "parallel", "label_smoothing": 0.1}, "label_smoothing is a knob of the tokens head and has"),
+        (
+            {"kind": "parallel", "label_smoothing": 0.1},
+            "label_smoothing is a knob of the tokens head and has",
+        ),
         ({"kind": "tokens", "dropout": 0.1}, "dropout is a knob of the parallel and readout and flow head"),
         ({"condition": "token", "condition_tokens": 4}, "condition_tokens is the length of a soft_prompt"),
     ],

@@ -121,15 +121,16 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    robots = sorted({row["robot"] for row in metrics})
+    curves = sorted({(row["robot"], row.get("split", "training")) for row in metrics})
+    colors = {robot: f"C{number}" for number, robot in enumerate(dict.fromkeys(robot for robot, _ in curves))}
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4))
-    for robot in robots:
-        rows = [row for row in metrics if row["robot"] == robot]
+    for robot, split in curves:
+        rows = [row for row in metrics if (row["robot"], row.get("split", "training")) == (robot, split)]
+        look = {"label": robot} if split == "training" else {"label": f"{robot}, held out", "linestyle": "--"}
         for axis, key in zip(axes, ("loss", "token_accuracy"), strict=True):
-            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=robot, linewidth=1)
-    for axis, title in zip(
-        axes, ("training loss", "share of values in the right one of 256 bins"), strict=True
-    ):
+            steps, values = [row["step"] for row in rows], [row[key] for row in rows]
+            axis.plot(steps, values, color=colors[robot], linewidth=1, **look)
+    for axis, title in zip(axes, ("loss", "share of values in the right one of 256 bins"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

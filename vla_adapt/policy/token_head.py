@@ -106,7 +106,7 @@ class TokenHead(ActionHead):
     ) -> Float[torch.Tensor, " N"]:
         """What label smoothing over the bins adds to the cross-entropy of action tokens: 0 for EOS.
 
-        Of the label e / 256 goes to each bin and 1 - e stays. Both parts hold the same log of the sum over the
+        Of the label e / 256 goes to each bin and 1 - e stays. Both parts hold the same sum over the
         vocabulary, so that the difference is e times (the label's logit less the bins' mean logit).
         """
         own = logits.gather(1, labels[:, None])[:, 0]

@@ -69,7 +69,7 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         "state": _read_state(robot, head),
         "constants": _told(bundle.constants),
         "data": facts["data"],
-        "steps": recipe.train.steps,
+        "steps": setting.trained or recipe.train.steps,
         "held_out": error,
     }
     bundle.card = model_card(robot.embodiment, described)

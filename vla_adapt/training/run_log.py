@@ -1,4 +1,7 @@
-"""What a run writes while it trains: progress bar, metrics.jsonl and TensorBoard."""
+"""What a run writes while it trains: progress bar, metrics.jsonl and TensorBoard.
+
+A line of metrics.jsonl is of one robot and step; those of validation have "split": "validation".
+"""
 
 from __future__ import annotations
 
@@ -53,16 +56,17 @@ class RunLog:
             return
         _keep_until(folder / METRICS, done)
         self._file = (folder / METRICS).open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[validation]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("", total=self._train.steps, completed=done, loss="-")
+        self._task = self._bar.add_task("", total=self._train.steps, completed=done, loss="-", validation="")
 
     def __enter__(self) -> RunLog:
         if self._main:
@@ -79,15 +83,28 @@ class RunLog:
         """Account for one pass; a step may have several."""
         self._meter.add(output, batch)
 
-    def step(self, step: int, rate: float) -> None:
+    def step(self, step: int, rate: float, last: bool = False) -> None:
         """Step number `step` (from 1) is finished; every `log_every`-th and the last are written."""
-        if step % self._train.log_every == 0 or step == self._train.steps:
+        if last or step % self._train.log_every == 0 or step == self._train.steps:
             sums = self._all_sums()
             self._meter.reset()
             if self._main:
                 self._write(step, self._meter.summary(sums), rate)
         if self._main:
             self._bar.update(self._task, completed=step)
+
+    def validation(self, step: int, found: dict[str, dict[str, float]], told: str) -> None:
+        """Write metrics by robot, of held-out windows after `step` steps; `told` is shown beside the loss."""
+        if not self._main:
+            return
+        for robot, metrics in found.items():
+            row = {"step": step, "robot": robot, "split": "validation", **metrics}
+            self._file.write(json.dumps(row) + "\n")
+            for key, value in metrics.items():
+                self._board.add_scalar(f"validation/{robot}/{key}", value, step)
+        self._file.flush()
+        self._bar.update(self._task, validation=f"validation {told}")
+        self._bar.console.print(f"step {step}: validation {told}", highlight=False)
 
     @property
     def sums(self) -> torch.Tensor:

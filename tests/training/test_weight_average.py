@@ -53,10 +53,17 @@ def test_in_place_puts_the_own_weights_back_also_after_an_error():
     module = nn.Linear(3, 2)
     average = WeightAverage(module, 0.9)
     own = moving(module, average, 3)[-1]
-    with pytest.raises(KeyError), average.in_place():
+    with average.in_place():
         assert torch.equal(module.weight, average.average["weight"])
         assert not torch.equal(module.weight, own)
-        raise KeyError
+    assert torch.equal(module.weight, own)
+
+    def fail() -> None:
+        with average.in_place():
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert torch.equal(module.weight, own)
     assert module.weight.requires_grad
 

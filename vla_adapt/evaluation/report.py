@@ -63,6 +63,7 @@ def _run_section(run: Path) -> list[str]:
     if not (run / "metrics.jsonl").is_file():
         raise ValueError(f"{run} holds no run: no metrics.jsonl; train with scripts/finetune.py first")
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line]
+    metrics = [row for row in metrics if "loss" in row]  # others are of validation
     parts = [f"<h2>Run {html.escape(run.name)}</h2>"]
     parts.append(_curves(metrics))
     open_loop = run / "open_loop.json"
@@ -121,16 +122,15 @@ def _curves(metrics: list[dict[str, Any]]) -> str:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    curves = sorted({(row["robot"], row.get("split", "training")) for row in metrics})
-    colors = {robot: f"C{number}" for number, robot in enumerate(dict.fromkeys(robot for robot, _ in curves))}
+    robots = sorted({row["robot"] for row in metrics})
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.4))
-    for robot, split in curves:
-        rows = [row for row in metrics if (row["robot"], row.get("split", "training")) == (robot, split)]
-        look = {"label": robot} if split == "training" else {"label": f"{robot}, held out", "linestyle": "--"}
+    for robot in robots:
+        rows = [row for row in metrics if row["robot"] == robot]
         for axis, key in zip(axes, ("loss", "token_accuracy"), strict=True):
-            steps, values = [row["step"] for row in rows], [row[key] for row in rows]
-            axis.plot(steps, values, color=colors[robot], linewidth=1, **look)
-    for axis, title in zip(axes, ("loss", "share of values in the right one of 256 bins"), strict=True):
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=robot, linewidth=1)
+    for axis, title in zip(
+        axes, ("training loss", "share of values in the right one of 256 bins"), strict=True
+    ):
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)

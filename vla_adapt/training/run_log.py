@@ -1,6 +1,6 @@
 """What a run writes while it trains: progress bar, metrics.jsonl and TensorBoard.
 
-A line of metrics.jsonl is of one robot and step; those of validation have "split": "validation".
+A line of metrics.jsonl is of one robot and step: of training, or of validation with keys "validation/...".
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class RunLog:
             return
         _keep_until(folder / METRICS, done)
         self._file = (folder / METRICS).open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1 if done else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -98,8 +98,8 @@ class RunLog:
         if not self._main:
             return
         for robot, metrics in found.items():
-            row = {"step": step, "robot": robot, "split": "validation", **metrics}
-            self._file.write(json.dumps(row) + "\n")
+            named = {f"validation/{key}": value for key, value in metrics.items()}
+            self._file.write(json.dumps({"step": step, "robot": robot, **named}) + "\n")
             for key, value in metrics.items():
                 self._board.add_scalar(f"validation/{robot}/{key}", value, step)
         self._file.flush()

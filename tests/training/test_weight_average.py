@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from vla_adapt.training.weight_average import WeightAverage
 
@@ -84,6 +88,38 @@ def test_bfloat16_weights_have_a_float32_average():
     assert average.average["weight"].item() == pytest.approx(1 + 0.125 * share, rel=1e-5)
     average.put_in()
     assert module.weight.dtype == torch.bfloat16
+
+
+def test_shards_are_averaged_where_they_are_and_saved_whole():
+    """One process that holds all shards: the code that many run."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        averages = []
+        for shard in (False, True):
+            torch.manual_seed(0)
+            module = nn.Linear(3, 2)
+            if shard:
+                fully_shard(module, mesh=mesh)
+            average = WeightAverage(module, 0.9)
+            torch.manual_seed(1)
+            for factor in (1.5, 0.5):
+                with torch.no_grad():
+                    for parameter in module.parameters():
+                        parameter.mul_(factor)
+                average.update()
+            averages.append((module, average))
+        plain, sharded = (average.state_dict()["average"] for _, average in averages)
+        assert not any(isinstance(tensor, DTensor) for tensor in sharded.values())
+        assert all(torch.equal(plain[name], sharded[name]) for name in plain)
+        module, average = averages[1]
+        again = WeightAverage(module, 0.9)
+        again.load_state_dict({"updates": 2, "average": {n: t.clone() for n, t in plain.items()}})
+        assert isinstance(again.average["weight"], DTensor)
+        again.put_in()
+        assert torch.equal(module.weight.full_tensor(), plain["weight"])  # type: ignore[union-attr, operator]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_goes_on_from_its_state_bit_for_bit():

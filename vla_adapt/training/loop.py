@@ -149,7 +149,8 @@ def _run_steps(run: Run, setting: Setting) -> None:
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
             with stages.at(step - 1):
                 _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
-            clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
+            norms = clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
+            _check_gradients(list(groups), norms, micro_batches, step - 1)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
@@ -251,6 +252,23 @@ def _check_finite(
     raise ValueError(
         f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids, robots)}; lower "
         "the learning rate or look at these samples; the last checkpoint is untouched"
+    )
+
+
+def _check_gradients(
+    names: Sequence[str], norms: Sequence[torch.Tensor], micro_batches: Sequence[MicroBatch], step: int
+) -> None:
+    """A loss may be finite and its gradient not; once in the weights, every sample would seem bad."""
+    finite = torch.stack([norm.to(norms[-1].device) for norm in norms]).isfinite()
+    if finite.all():
+        return
+    bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+    ids = [str(each) for _, part in micro_batches for each in part]
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    raise ValueError(
+        f"the gradient of {', '.join(bad)} is not finite at step {step}, the loss is; this process had "
+        f"{', '.join(ids[:8])}{more}; lower the learning rate or look at these samples; the last checkpoint "
+        "is untouched"
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, Subset
 
 from vla_adapt.embodiment import Embodiment
@@ -71,6 +72,9 @@ class Validator:
                 yield
         finally:
             learner.train()
+            for module in learner.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # without a backward pass what was gathered would stay so, and go stale
 
     def _load(self) -> Iterator[tuple[int, PolicyBatch]]:
         world, rank, count = self._ranks.world, self._ranks.rank, len(self._batches)

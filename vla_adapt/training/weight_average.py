@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class WeightAverage:
@@ -17,7 +19,8 @@ class WeightAverage:
     moments (Kingma & Ba, 1412.6980): no initial weight is left in, and after one step the average is the
     weights themselves. It takes effect slowly where 1 / (1 - decay) steps are many.
 
-    It is the same on all processes, without communication. All it does is elementwise on each parameter.
+    It is the same on all processes, without communication; of parameters in shards (DTensor) each process
+    averages its own, and only `state_dict` is collective.
 
     Args:
         module: already where it trains (wrapped, moved, sharded).
@@ -61,12 +64,27 @@ class WeightAverage:
                     parameter.copy_(own[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of steps, and the average by parameter name."""
-        return {"updates": self.updates, "average": self.average}
+        """The number of steps, and the average by parameter name; whole on rank 0, where it is in shards."""
+        return {"updates": self.updates, "average": {n: _whole(t) for n, t in self.average.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Take over what `state_dict` gave for the same parameters."""
         self.updates = state_dict["updates"]
         for name, average in self.average.items():
-            average.copy_(state_dict["average"][name])
+            average.copy_(_like(average, state_dict["average"][name]))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, shards put together on the CPU of rank 0; nothing on other ranks."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    whole = tensor.full_tensor()
+    return whole.cpu() if dist.get_rank() == 0 else whole[:0].cpu()
+
+
+def _like(place: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of `whole`, where `place` is in shards."""
+    if not isinstance(place, DTensor):
+        return whole
+    return distribute_tensor(whole.to(place.device), place.device_mesh, place.placements, src_data_rank=None)

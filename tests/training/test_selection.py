@@ -91,6 +91,7 @@ TRAIN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_on_resumes_bit_for_bit(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_base: Path
 ):
@@ -220,6 +221,7 @@ def test_every_robot_has_one_say():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_validate_average_and_stop_together(
     make_recipe: MakeRecipe, launcher: Callable[..., Any], tmp_path: Path

@@ -82,7 +82,8 @@ class Validator:
         new = [number for number in numbers if number not in self._kept]
         loader = DataLoader(
             Subset(self._batches, new), batch_size=None, num_workers=self._setting.recipe.train.workers,
-            collate_fn=_as_is, worker_init_fn=spare_once, generator=torch.Generator(),
+            collate_fn=_as_is,  # type: ignore[arg-type]
+            worker_init_fn=spare_once, generator=torch.Generator(),
         )  # fmt: skip
         for number in numbers:
             if number in self._kept:

@@ -72,7 +72,7 @@ class TrainConfig(BaseModel):
     )  # fmt: skip
     balance: Balancing = Field(
         default="none",
-        description="how much a robot's loss counts: by its samples, as all others', or in its own scale",
+        description="a robot's loss counts by its samples, as much as any other's, or in its own scale",
     )
 
 

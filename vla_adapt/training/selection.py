@@ -31,7 +31,7 @@ class Selection:
 
     def __init__(self, accelerator: Accelerator, ranks: Ranks, setting: Setting) -> None:
         recipe = setting.recipe
-        self._config, self._steps, self._ranks = recipe.validation, recipe.train.steps, ranks
+        self._config, self._steps = recipe.validation, recipe.train.steps
         self.average = WeightAverage(setting.learner, recipe.train.ema) if recipe.train.ema else None
         self._validator = Validator(accelerator, ranks, setting) if self._config.every else None
         self._early_stop = EarlyStop(self._config.patience, self._config.min_delta)

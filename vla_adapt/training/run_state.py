@@ -53,11 +53,11 @@ class RunState:
 
     def _write(self, folder: Path, rank: int) -> list[str]:
         save_rng(folder / _rng(rank))
-        extras = {name: extra.state_dict() for name, extra in self.extras.items()}  # may be collective
         if rank != 0:
             return [_rng(rank)]
         save_file(self._trained(), folder / TRAINED)
         schedule = {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"}
+        extras = {name: extra.state_dict() for name, extra in self.extras.items()}
         state = {"optimizer": self.optimizer.state_dict(), "schedule": schedule, "extras": extras}
         torch.save(state, folder / OPTIMIZER)
         return [_rng(rank), TRAINED, OPTIMIZER]

@@ -18,6 +18,7 @@ from vla_adapt.resources import recipes_dir
 from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 from vla_adapt.training.auxiliary import AuxiliaryConfig
 from vla_adapt.training.optimizer import OptimizerConfig
+from vla_adapt.training.trackers import TrackerName
 
 
 class PolicyConfig(BaseModel):
@@ -62,6 +63,10 @@ class TrainConfig(BaseModel):
     deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
     patience_s: float = Field(default=1800, gt=0, description="a step waits so long for the slowest process")
     log_samples: bool = Field(default=False, description="write which episode and step every sample was")
+    trackers: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",), description="of tensorboard, wandb, trackio; beside metrics.jsonl"
+    )
+    project: str = Field(default="vla_adapt", description="what wandb and trackio list the run under")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
 
@@ -76,7 +81,7 @@ class EvaluationConfig(BaseModel):
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
     "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "keep",
-    "deterministic", "patience_s",
+    "deterministic", "patience_s", "trackers", "project",
 }  # fmt: skip
 
 # A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.

@@ -22,6 +22,7 @@ from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
+from vla_adapt.training.environment_facts import note_start
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.learner import INVARIANCE
@@ -39,6 +40,7 @@ from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
 from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
+from vla_adapt.training.trackers import Trackers
 
 DONE = "summary.json"
 
@@ -46,7 +48,7 @@ MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
-    """Run a recipe and leave its folder: bundles, metrics, TensorBoard log, resolved recipe, open-loop table.
+    """Run a recipe and leave its folder: bundles, metrics, resolved recipe, open-loop table, drawn episodes.
 
     A finished run of the same recipe is left alone; an interrupted one resumes at its last checkpoint.
 
@@ -121,6 +123,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     if recipe.train.steps == 0 or not groups:
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
+        run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, 0))
         return
     optimizer, schedule = make_optimizer(
         recipe.train.optimizer, groups, recipe.train.steps,
@@ -132,9 +135,11 @@ def _run_steps(run: Run, setting: Setting) -> None:
     state = RunState(learner, optimizer, schedule)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
+    run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
     wrapped.train()
     with ExitStack() as opened:
-        log = opened.enter_context(RunLog(accelerator, setting, run.folder, point.step, point.sums))
+        trackers = opened.enter_context(_trackers(run, recipe, point.step))
+        log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
         if samples is not None:
             opened.enter_context(samples)
@@ -203,6 +208,11 @@ def _resume(run: Run, state: RunState, loader: MixtureLoader) -> Resumed:
         run.ranks.main_first(partial(loader.load_state_dict, point.order))
         run.accelerator.print(f"resuming after step {point.step}")
     return point
+
+
+def _trackers(run: Run, recipe: Recipe, done: int) -> Trackers:
+    names, project = recipe.train.trackers, recipe.train.project
+    return Trackers(run.ranks, names, project, run.folder, recipe.model_dump(mode="json"), done)
 
 
 def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: int) -> SampleLog | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from vla_adapt.adaptation.licenses import CardConfig
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
@@ -76,6 +77,10 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     windows: int = Field(default=400, gt=0, description="held-out windows per robot, evenly spaced")
+    drawn_episodes: int = Field(
+        default=3, ge=0, description="held-out episodes per robot kept for the report"
+    )
+    drawn_windows: int = Field(default=48, gt=0, description="predictions over each of them, evenly spaced")
 
 
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
@@ -114,6 +119,7 @@ class Recipe(BaseModel):
     invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    card: CardConfig = CardConfig()
 
     @staticmethod
     def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -158,7 +164,11 @@ class Recipe(BaseModel):
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
         cache = {"cache", "cache_dir"}
-        unread = {"title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE}
+        drawn = {"drawn_episodes", "drawn_windows"}
+        unread = {
+            "title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE, "card": True,
+            "evaluation": drawn,
+        }  # fmt: skip
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

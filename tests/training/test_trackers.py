@@ -1,4 +1,4 @@
-"""Trackers: what is not there is refused, a resumed run stays the same run, a broken service stops nothing."""
+"""Trackers: absent ones are refused, a resumed run stays the same run, a broken service stops nothing."""
 
 from __future__ import annotations
 

@@ -53,13 +53,13 @@ def changed_facts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def note_start(folder: Path, world: int, after_step: int) -> None:
     """Add this start of a run to the list in its `environment.json`; a run from step 0 begins a new one.
 
-    A start is the facts and `after_step`, `started` (UTC) and `command`; no host or user name, but the command
-    line as it was typed.
+    A start is the facts and `after_step`, `started` (UTC) and `command`; no host or user name, but the
+    command line as it was typed.
     """
     start = {
         "after_step": after_step,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
         **environment_facts(world),
     }
     starts = [*(read_starts(folder) if after_step else []), start]
@@ -70,6 +70,13 @@ def read_starts(folder: Path) -> list[dict[str, Any]]:
     """The starts of the run in `folder`, oldest first; none when it has no `environment.json`."""
     file = folder / ENVIRONMENT
     return json.loads(file.read_text()) if file.is_file() else []
+
+
+def _command() -> str:
+    """As it was typed, but for the folder of the program."""
+    program = Path(sys.argv[0])
+    named = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*named, *sys.argv[1:]])
 
 
 def _version(package: str) -> str | None:

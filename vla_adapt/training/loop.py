@@ -18,6 +18,7 @@ from torch import nn
 
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
+from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
@@ -26,13 +27,14 @@ from vla_adapt.training.environment_facts import note_start
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.learner import INVARIANCE
-from vla_adapt.training.leave import leave_bundles
+from vla_adapt.training.leave import leave_bundles, leave_drawn
 from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
 from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
 from vla_adapt.training.resume import CheckpointKeeper, Resumed
+from vla_adapt.training.robot_data import trained_with
 from vla_adapt.training.run_lock import run_lock
 from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
@@ -110,9 +112,13 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
     setting.recipe.adaptation.finish(setting.learner.model)
     results = _judge(setting, setting.recipe)
     _write_open_loop(run.folder, results)
+    leave_drawn(setting, run.folder / PREDICTIONS)
     leave_bundles(setting, run.folder, results)
     seconds = time.perf_counter() - started
-    summary = {"recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world}
+    summary = {
+        "recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world,
+        "robots": trained_with(setting),
+    }  # fmt: skip
     replace_text(run.folder / DONE, json.dumps(summary, indent=1))
     print(f"{run.folder}: {len(results)} robots, {seconds:.0f} s")
 

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: progress bar, metrics.jsonl, throughput.jsonl, and to its trackers."""
+"""What a run writes while it trains: progress bar, metrics.jsonl, throughput.jsonl, to its trackers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from rich.progress import (
 )
 
 from vla_adapt.adaptation.folder import replace_text
+from vla_adapt.evaluation.run_metrics import METRICS, THROUGHPUT
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.training.meter import Meter
 from vla_adapt.training.setting import Setting
 from vla_adapt.training.trackers import Trackers
-
-METRICS, THROUGHPUT = "metrics.jsonl", "throughput.jsonl"
 
 
 class RunLog:
@@ -121,8 +120,9 @@ class RunLog:
         self._bar.update(self._task, loss=f"{loss:.4f}")
 
     def _throughput(self, step: int) -> dict[str, float]:
-        """Of the steps since the last logged one, all that lies between them included; in a file of its own, as
-        these numbers differ between equal runs.
+        """Of the steps since the last logged one and all that lay between them.
+
+        It has a file of its own, as these numbers differ between equal runs.
         """
         now = time.perf_counter()
         steps, seconds = step - self._timed, now - self._since

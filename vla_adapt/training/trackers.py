@@ -1,4 +1,4 @@
-"""Where a run reports to beside its own files: TensorBoard, Weights & Biases, Trackio, through Accelerate's."""
+"""Where a run reports to beside its own files: TensorBoard, Weights & Biases, Trackio, by Accelerate."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ ROWS: list[dict[str, Any]] = [
     {"step": 10, "robot": "b", "learning_rate": 0.1, "loss": 2.0},
     {"step": 10, "validation/a/loss": 3.0, "validation/a/l1/gripper": 0.5, "validation/b/loss": 4.0},
     {"step": 10, "robot": "b", "validation/token_accuracy": 0.25, "validation/note": "text"},
+    {"step": 10, "robot": "b", "validation/l1/gripper": 0.75},
     {"step": 20, "robot": "a", "learning_rate": 0.2, "loss": 0.5},
     {"step": 20, "validation/a/loss": 2.5, "validation/spread": 1},
 ]
@@ -38,7 +39,7 @@ def test_training_is_by_robot(tmp_path: Path):
 def test_any_validation_key_is_a_curve(tmp_path: Path):
     assert RunMetrics.load(run_of(tmp_path, ROWS)).validation() == {
         "loss": {"a": ([10, 20], [3.0, 2.5]), "b": ([10], [4.0])},
-        "l1/gripper": {"a": ([10], [0.5])},
+        "l1/gripper": {"a": ([10], [0.5]), "b": ([10], [0.75])},
         "token_accuracy": {"b": ([10], [0.25])},
         "spread": {"all": ([20], [1])},
     }

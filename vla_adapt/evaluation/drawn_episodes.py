@@ -60,7 +60,7 @@ def predict_episodes(
     all_of_them = [(data, int(index)) for data in datasets for index in np.flatnonzero(data.lengths)]
     count = min(episodes, len(all_of_them))
     picked = np.unique(np.linspace(0, len(all_of_them) - 1, count).round().astype(int))
-    return [_predict_episode(policy, *all_of_them[place], windows) for place in picked]
+    return [_predict_episode(policy, *all_of_them[int(place)], windows) for place in picked]
 
 
 def _predict_episode(policy: RobotPolicy, dataset: EpisodeDataset, index: int, windows: int) -> DrawnEpisode:

@@ -44,17 +44,17 @@ class RunMetrics:
         )
 
     def validation(self) -> dict[str, dict[str, Series]]:
-        """Metric -> robot -> series, of all keys `validation/<robot>/<metric>`.
+        """Metric -> robot -> series, of all keys that begin with `validation/`.
 
-        A key `validation/<metric>` is of the robot of its row, or of all.
+        What follows is the metric in rows of one robot; in others `<robot>/<metric>`, or the metric alone,
+        which then is of all robots.
         """
         found: dict[str, list[tuple[str, int, float]]] = {}
         for row in self.rows:
             for key, value in row.items():
                 if not key.startswith(VALIDATION) or not isinstance(value, int | float):
                     continue
-                head, _, rest = key.removeprefix(VALIDATION).partition("/")
-                robot, metric = (head, rest) if rest else (str(row.get("robot", "all")), head)
+                robot, metric = _robot_and_metric(key.removeprefix(VALIDATION), row.get("robot"))
                 found.setdefault(metric, []).append((robot, row["step"], value))
         return {metric: _by_name(points) for metric, points in found.items()}
 
@@ -73,6 +73,13 @@ class RunMetrics:
         """Median of the samples per second."""
         values = self.throughput()[1]
         return median(values) if values else None
+
+
+def _robot_and_metric(key: str, robot: str | None) -> tuple[str, str]:
+    if robot is not None:
+        return robot, key.removeprefix(f"{robot}/")
+    head, _, rest = key.partition("/")
+    return (head, rest) if rest else ("all", head)
 
 
 def _by_name(points: Any) -> dict[str, Series]:

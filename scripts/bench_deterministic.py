@@ -57,7 +57,7 @@ def main() -> None:
     if given.worker:
         work(given.folder, given.worker == "deterministic", given.device, given.base, given.batch)
         return
-    report = measure(given, turns=4 if given.quick else 15)
+    report = measure(given, turns=10 if given.quick else 30)
     print(
         f"{report['device_name']}: a step of {given.batch} samples takes {1000 * report['plain_s']:.1f} ms, "
         f"deterministic {1000 * report['deterministic_s']:.1f} ms: {report['ratio']:.3f} times "

@@ -15,7 +15,7 @@ ROWS: list[dict[str, Any]] = [
     {"step": 10, "robot": "b", "learning_rate": 0.1, "loss": 2.0},
     {"step": 10, "validation/a/loss": 3.0, "validation/a/l1/gripper": 0.5, "validation/b/loss": 4.0},
     {"step": 10, "robot": "b", "validation/token_accuracy": 0.25, "validation/note": "text"},
-    {"step": 10, "robot": "b", "validation/l1/gripper": 0.75},
+    {"step": 10, "robot": "b", "validation/l1/gripper": 0.75, "validation/samples": 9},
     {"step": 20, "robot": "a", "learning_rate": 0.2, "loss": 0.5},
     {"step": 20, "validation/a/loss": 2.5, "validation/spread": 1},
 ]

@@ -55,6 +55,8 @@ class RunMetrics:
                 if not key.startswith(VALIDATION) or not isinstance(value, int | float):
                     continue
                 robot, metric = _robot_and_metric(key.removeprefix(VALIDATION), row.get("robot"))
+                if metric == "samples":  # how many it is of, no curve
+                    continue
                 found.setdefault(metric, []).append((robot, row["step"], value))
         return {metric: _by_name(points) for metric, points in found.items()}
 

@@ -100,6 +100,7 @@ class Trackers:
                 if name != "tensorboard":  # which would begin another run for it
                     tracker.store_init_configuration(self._config)
             except Exception as error:  # each service has errors of its own
+                self.__exit__()
                 raise ValueError(
                     f"train.trackers: {name} does not start ({error}); {_ADVICE.get(name, 'leave it out')}"
                 ) from error

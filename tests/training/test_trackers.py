@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
+from vla_adapt.adaptation.environment_facts import read_starts
 from vla_adapt.recipe import Recipe
 from vla_adapt.training import loop, trackers
-from vla_adapt.training.environment_facts import read_starts
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.setting import prepare
 from vla_adapt.training.trackers import Trackers

@@ -7,11 +7,9 @@ taken over exactly.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.adaptation.bundle import MANIFEST, Bundle, Golden
 from vla_adapt.adaptation.card import NOT_MEASURED, CardFacts, model_card
+from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.factors import Factor, read_factors, write_factors
 from vla_adapt.adaptation.folder import claim_folder, told_disk_errors
 from vla_adapt.adaptation.licenses import base_license, base_on_hub
@@ -220,8 +219,7 @@ def _facts(
             "notes": notes,
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("vla_adapt", "torch", "transformers", "peft", "numpy")},
+        "environment": [this_start()],
     }
 
 

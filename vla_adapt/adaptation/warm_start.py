@@ -28,6 +28,7 @@ from vla_adapt.adaptation.action_pairs import PairingConfig, pair_actions
 from vla_adapt.adaptation.attach import load_adapter
 from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import CardFacts, model_card
+from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_action_adapter
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
@@ -82,7 +83,9 @@ def make_warm_bundle(
     adapter, errors = fit_action_adapter(pairs, *sides, adapter_config, fit, seed)
     started = started_bundle(bundle, base, adapter, robot, measured)
     names = ", ".join(dataset.name for dataset in target)
-    started.facts = {"warm_start": {"from": bundle.robot, "data": names, **adapter.facts}}
+    started.facts = {
+        "warm_start": {"from": bundle.robot, "data": names, **adapter.facts}, "environment": [this_start()],
+    }  # fmt: skip
     started.card = model_card(robot, _described(bundle, started, names, errors))
     episode, policy = target[0][0], started.attach(base)
     image, state = episode.image(0, policy.camera), None

@@ -14,6 +14,7 @@ from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.card import NOT_MEASURED, CardFacts, model_card
 from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
+from vla_adapt.adaptation.environment_facts import read_starts
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.licenses import base_license, base_on_hub
 from vla_adapt.adaptation.original_statistics import norm_stats_entry
@@ -21,7 +22,6 @@ from vla_adapt.evaluation.drawn_episodes import predict_episodes, save_episodes
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.heads import ActionHead, save_head
-from vla_adapt.training.environment_facts import read_starts
 from vla_adapt.training.robot_data import data_lines
 from vla_adapt.training.setting import Robot, Setting
 

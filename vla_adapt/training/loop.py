@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from vla_adapt.adaptation.environment_facts import note_start
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
 from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
@@ -23,7 +24,6 @@ from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
-from vla_adapt.training.environment_facts import note_start
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.learner import INVARIANCE

@@ -1,4 +1,4 @@
-"""What a run ran on: packages, commit, machine, devices, command line; and how two such places differ."""
+"""What a bundle was made on: packages, commit, machine, devices, command; and how two such places differ."""
 
 from __future__ import annotations
 
@@ -50,19 +50,22 @@ def changed_facts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key} {old[key]} -> {new[key]}" for key in keys if old[key] != new[key]]
 
 
-def note_start(folder: Path, world: int, after_step: int) -> None:
-    """Add this start of a run to the list in its `environment.json`; a run from step 0 begins a new one.
+def this_start(world: int = 1, after_step: int = 0) -> dict[str, Any]:
+    """The facts and `after_step`, `started` (UTC) and `command`.
 
-    A start is the facts and `after_step`, `started` (UTC) and `command`; no host or user name, but the
-    command line as it was typed.
+    No host or user name, but the command line as it was typed.
     """
-    start = {
+    return {
         "after_step": after_step,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
         **environment_facts(world),
     }
-    starts = [*(read_starts(folder) if after_step else []), start]
+
+
+def note_start(folder: Path, world: int, after_step: int) -> None:
+    """Add this start of a run to the list in its `environment.json`; a run from step 0 begins a new one."""
+    starts = [*(read_starts(folder) if after_step else []), this_start(world, after_step)]
     replace_text(folder / ENVIRONMENT, json.dumps(starts, indent=1) + "\n")
 
 

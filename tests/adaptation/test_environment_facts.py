@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vla_adapt.training import environment_facts as module
-from vla_adapt.training.environment_facts import changed_facts, environment_facts, note_start, read_starts
+from vla_adapt.adaptation import environment_facts as module
+from vla_adapt.adaptation.environment_facts import changed_facts, environment_facts, note_start, read_starts
 
 
 def test_facts_of_this_place():

@@ -17,8 +17,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from vla_adapt.adaptation.environment_facts import note_start
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
+from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
@@ -26,7 +28,7 @@ from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.learner import INVARIANCE
-from vla_adapt.training.leave import leave_bundles
+from vla_adapt.training.leave import leave_bundles, leave_drawn
 from vla_adapt.training.loss_balance import BALANCE, SCALE_RATE
 from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
@@ -34,6 +36,7 @@ from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
 from vla_adapt.training.resume import CheckpointKeeper, Resumed
+from vla_adapt.training.robot_data import trained_with
 from vla_adapt.training.run_lock import run_lock
 from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
@@ -42,6 +45,7 @@ from vla_adapt.training.selection import Selection
 from vla_adapt.training.setting import Setting, prepare
 from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
+from vla_adapt.training.trackers import Trackers
 
 DONE = "summary.json"
 
@@ -49,7 +53,7 @@ MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
-    """Run a recipe and leave its folder: bundles, metrics, TensorBoard log, resolved recipe, open-loop table.
+    """Run a recipe and leave its folder: bundles, metrics, resolved recipe, open-loop table, drawn episodes.
 
     A finished run of the same recipe is left alone; an interrupted one resumes at its last checkpoint.
 
@@ -111,10 +115,12 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
     setting.recipe.adaptation.finish(setting.learner.model)
     results = _judge(setting, setting.recipe)
     _write_open_loop(run.folder, results)
+    leave_drawn(setting, run.folder / PREDICTIONS)
     leave_bundles(setting, run.folder, results)
     seconds = time.perf_counter() - started
     summary = {
         "recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world,
+        "robots": trained_with(setting),
         "trained": setting.trained,
     }  # fmt: skip
     replace_text(run.folder / DONE, json.dumps(summary, indent=1))
@@ -127,6 +133,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     if recipe.train.steps == 0 or not groups:
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
+        run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, 0))
         return
     optimizer, schedule = _optimizer(recipe, groups)
     stages = StageSwitch(learner, recipe.adaptation)
@@ -135,10 +142,12 @@ def _run_steps(run: Run, setting: Setting) -> None:
     state = RunState(learner, optimizer, schedule, selection.extras)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
+    run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
     wrapped.train()
     step = point.step
     with ExitStack() as opened:
-        log = opened.enter_context(RunLog(accelerator, setting, run.folder, point.step, point.sums))
+        trackers = opened.enter_context(_trackers(run, recipe, point.step))
+        log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
         if samples is not None:
             opened.enter_context(samples)
@@ -227,6 +236,11 @@ def _resume(run: Run, state: RunState, loader: MixtureLoader) -> Resumed:
         run.ranks.main_first(partial(loader.load_state_dict, point.order))
         run.accelerator.print(f"resuming after step {point.step}")
     return point
+
+
+def _trackers(run: Run, recipe: Recipe, done: int) -> Trackers:
+    names, project = recipe.train.trackers, recipe.train.project
+    return Trackers(run.ranks, names, project, run.folder, recipe.model_dump(mode="json"), done)
 
 
 def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: int) -> SampleLog | None:

@@ -92,7 +92,10 @@ def saved_by_8_bits(config: OptimizerConfig, parameters: Iterable[torch.nn.Param
     return int(2 * large * (4 - 1 - 4 / _BLOCK))
 
 
-def clip_per_robot(groups: Iterable[list[torch.nn.Parameter]], clip_norm: float) -> None:
-    """Clip each robot's own gradient norm, so that one robot's spike never shrinks another's step."""
-    for parameters in groups:
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+def clip_per_robot(groups: Iterable[list[torch.nn.Parameter]], clip_norm: float) -> list[torch.Tensor]:
+    """Clip each robot's own gradient norm, so that one robot's spike never shrinks another's step.
+
+    Returns:
+        The norms before, which are not finite where a gradient is not.
+    """
+    return [torch.nn.utils.clip_grad_norm_(parameters, clip_norm) for parameters in groups]

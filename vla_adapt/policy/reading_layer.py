@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
@@ -20,7 +20,7 @@ class ReadingLayer(LlamaDecoderLayer):
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         hidden_states: Float[torch.Tensor, "B L D"],
-        attention_mask: Bool[torch.Tensor, "B 1 Q M"] | None = None,
+        attention_mask: Shaped[torch.Tensor, "B 1 Q M"] | None = None,
         position_embeddings: Any = None,
         read: Int[torch.Tensor, "B R"] | None = None,
         **options: Any,
@@ -41,7 +41,7 @@ class ReadingLayer(LlamaDecoderLayer):
         self,
         normed: Float[torch.Tensor, "B L D"],
         read: Int[torch.Tensor, "B R"],
-        mask: Bool[torch.Tensor, "B 1 R M"] | None,
+        mask: Shaped[torch.Tensor, "B 1 R M"] | None,
         rotary: tuple[torch.Tensor, torch.Tensor],
     ) -> Float[torch.Tensor, "B R D"]:
         layer: Any = self.self_attn
@@ -85,10 +85,10 @@ def _rotated(
 
 
 def attended_rows(
-    mask: Bool[torch.Tensor, "B 1 Q M"] | None,
+    mask: Shaped[torch.Tensor, "B 1 Q M"] | None,
     read: Int[torch.Tensor, "B R"],
     states: Float[torch.Tensor, "B L D"],
-) -> Bool[torch.Tensor, "B 1 R M"]:
+) -> Shaped[torch.Tensor, "B 1 R M"]:
     """What read positions attend to: their rows of `mask` (Q = 1: all the same), or all up to themselves."""
     length = states.shape[1]
     if mask is None:

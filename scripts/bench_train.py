@@ -40,7 +40,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
 from vla_adapt.adaptation import adapted_linear
@@ -48,6 +48,7 @@ from vla_adapt.adaptation.method import Lora
 from vla_adapt.adaptation.routed import RoutedLinear
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.configuration import OpenVLAConfig
+from vla_adapt.policy.gated_mlp import LeanMLP
 from vla_adapt.policy.heads import HeadConfig, make_head
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.reading_layer import at
@@ -64,6 +65,7 @@ from vla_adapt.types import NUM_SLOTS
 ROBOT, RANK, SLOTS = "robot", 32, 7
 TOKENS = HeadConfig(kind="tokens", horizon=1, proprio=False)
 PARALLEL = HeadConfig(kind="parallel", horizon=8, proprio=False)
+LLAMAS: dict[type[nn.Module], type[nn.Module]] = {LeanRMSNorm: LlamaRMSNorm, LeanMLP: LlamaMLP}
 PROMPT = (20, 30)  # tokens, as "In: What action should the robot take to ...?" has
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -186,7 +188,7 @@ class Bench:
 
     def difference(self) -> dict[str, float]:
         """Between baseline and ours, relative: of the loss, and of the gradient of all adapters."""
-        with plain_norms(self.model):
+        with llamas_own(self.model):
             loss = self.plain_loss()[0]
         found = []
         for each in (loss, self.our_loss()["loss"]):
@@ -261,15 +263,17 @@ def _labels(learner: Learner, batch: PolicyBatch) -> tuple[Tensor, Tensor, Tenso
 
 
 @contextmanager
-def plain_norms(model: OpenVLA) -> Iterator[None]:
-    norms: list[Any] = [module for module in model.modules() if type(module) is LeanRMSNorm]
-    for norm in norms:
-        norm.__class__ = LlamaRMSNorm
+def llamas_own(model: OpenVLA, *ours: type[nn.Module]) -> Iterator[None]:
+    """Norms and MLPs as transformers has them."""
+    modules: list[Any] = [module for module in model.modules() if type(module) in (ours or LLAMAS)]
+    before = [type(module) for module in modules]
+    for module, kind in zip(modules, before, strict=True):
+        module.__class__ = LLAMAS[kind]
     try:
         yield
     finally:
-        for norm in norms:
-            norm.__class__ = LeanRMSNorm
+        for module, kind in zip(modules, before, strict=True):
+            module.__class__ = kind
 
 
 @contextmanager
@@ -356,7 +360,8 @@ OFF: dict[str, Callable[[OpenVLA], AbstractContextManager[Any]]] = {
     "adapters beside their layer": lambda m: mock.patch.object(
         RoutedLinear, "_in_one_step", return_value=False
     ),
-    "Llama's own RMSNorm": plain_norms,
+    "Llama's own RMSNorm": lambda m: llamas_own(m, LeanRMSNorm),
+    "Llama's own MLP": lambda m: llamas_own(m, LeanMLP),
     "gradient into token embeddings": embedding_gradients,
 }
 
@@ -366,11 +371,11 @@ def variants(bench: Bench) -> dict[str, tuple[Callable[[], Any], Callable[[], Ab
     model = bench.model
 
     def original() -> AbstractContextManager[Any]:
-        return plain_norms(model)
+        return llamas_own(model)
 
     @contextmanager
     def original_towers() -> Iterator[None]:
-        with plain_norms(model), last_vision_blocks(model):
+        with llamas_own(model), last_vision_blocks(model):
             yield
 
     return {

@@ -1,4 +1,4 @@
-"""scripts/bench_train.py: every saving changes no number, and the arithmetic it counts is what PyTorch counts."""
+"""scripts/bench_train.py: no saving changes a number, and arithmetic is counted as PyTorch counts it."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from vla_adapt.actions.tokens import ActionTokenizer
 from vla_adapt.policy.checkpoint import Checkpoint, atomic_files, fingerprint, save_tensors
 from vla_adapt.policy.configuration import OpenVLAConfig, TowerShape
 from vla_adapt.policy.decoding import greedy_decode
+from vla_adapt.policy.gated_mlp import make_mlps_lean
 from vla_adapt.policy.loading import load_weights
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.norm_stats import dataset_stats, unnormalize
@@ -68,6 +69,7 @@ class OpenVLA(nn.Module):
         self.language_model = LlamaForCausalLM(_llama_config(config.text))
         read_at_the_end(self.language_model)
         make_norms_lean(self.language_model)
+        make_mlps_lean(self.language_model)
         self.companions: dict[str, Path] = {}
         self.stored_only: dict[str, torch.Tensor] = {}
         self.rows = RowContext()

@@ -30,6 +30,7 @@ class ReadingLayer(LlamaDecoderLayer):
             return super().forward(
                 hidden_states, attention_mask, position_embeddings=position_embeddings, **options
             )
+        assert options.get("past_key_values") is None, "a cache would lack the positions that are not read"
         normed = self.input_layernorm(hidden_states)
         causal = options.get("is_causal", True)
         mask = None if attention_mask is None and not causal else attended_rows(attention_mask, read, normed)

@@ -1,4 +1,4 @@
-"""Llama's gated MLP (Shazeer, 2002.05202) that keeps one tensor of its inner width less for the backward pass."""
+"""Llama's gated MLP (Shazeer, 2002.05202), keeping two of its inner tensors instead of three."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
         accelerator.print(setting.trained)
 
 
-def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[torch.optim.AdamW, LambdaLR]:
+def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Over all that trains; the adversary and the scales of losses have learning rates of their own."""
     config = recipe.train.optimizer
     multiples = {

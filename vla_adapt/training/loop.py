@@ -23,11 +23,12 @@ from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
-from vla_adapt.training.launch import start_accelerator
+from vla_adapt.training.launch import launched_way, start_accelerator
 from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.leave import leave_bundles
-from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
-from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
+from vla_adapt.training.micro_batches import check_split, in_micro_batches
+from vla_adapt.training.optimizer import make_optimizer
+from vla_adapt.training.parallelism import Way, check_way
 from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
@@ -37,6 +38,7 @@ from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.setting import Setting, prepare
+from vla_adapt.training.spread import Spread, make_whole, spread_over
 from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 
@@ -67,11 +69,13 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             )
             accelerator.end_training()
             return folder
+        way = launched_way(accelerator)
+        check_way(recipe, way)
         check_split(recipe.train.batch_size, accelerator.num_processes, recipe.train.accumulate)
         ranks = Ranks(accelerator)
         keeper = CheckpointKeeper(ranks, folder, recipe)
         with Pulse(ranks, keeper.where) as pulse, explained(recipe, ranks.world, keeper.where):
-            _train(Run(accelerator, ranks, keeper, pulse, folder, recipe.train.steps), recipe, fresh)
+            _train(Run(accelerator, way, ranks, keeper, pulse, folder, recipe.train.steps), recipe, fresh)
         accelerator.end_training()
     return folder
 
@@ -81,6 +85,7 @@ class Run:
     """What the parts of a run share."""
 
     accelerator: Accelerator
+    way: Way
     ranks: Ranks
     keeper: CheckpointKeeper
     pulse: Pulse
@@ -117,19 +122,19 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
 
 def _run_steps(run: Run, setting: Setting) -> None:
     recipe, learner, accelerator = setting.recipe, setting.learner, run.accelerator
-    groups = learner.groups()
-    if recipe.train.steps == 0 or not groups:
+    if recipe.train.steps == 0 or not learner.groups():
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
         return
+    spread = spread_over(accelerator, run.way, learner)
     optimizer, schedule = make_optimizer(
-        recipe.train.optimizer, groups, recipe.train.steps,
+        recipe.train.optimizer, spread.groups, recipe.train.steps,
         recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
         {INVARIANCE: recipe.invariance.classifier_rate},
     )  # fmt: skip
     stages = StageSwitch(learner, recipe.adaptation)
-    wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    state = RunState(learner, optimizer, schedule)
+    wrapped, optimizer = spread.prepare(optimizer)
+    state = RunState(learner, optimizer, schedule, sharding=spread.sharding)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
     wrapped.train()
@@ -143,11 +148,11 @@ def _run_steps(run: Run, setting: Setting) -> None:
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
             with stages.at(step - 1):
-                _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
-            clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
+                robots = _add_up_gradients(run, spread, wrapped, micro_batches, step - 1, log)
+            spread.settle(robots, recipe.train.optimizer.clip_norm)
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            spread.clear(optimizer)
             log.step(step, float(schedule.get_last_lr()[0]))
             if samples is not None:
                 for _, ids in micro_batches:
@@ -158,25 +163,31 @@ def _run_steps(run: Run, setting: Setting) -> None:
             if signal and step < recipe.train.steps:
                 raise Stopped(signal, step, run.keeper.where())
             run.pulse.note(f"step {step + 1}, waiting for data")
+    make_whole(spread, setting, run.ranks, accelerator.device)
 
 
 def _add_up_gradients(
     run: Run,
+    spread: Spread,
     wrapped: nn.Module,
     micro_batches: list[tuple[PolicyBatch, list[SampleId]]],
     done: int,
     log: RunLog,
-) -> None:
-    """Forward and backward over every part of this process's share of the batch, after `done` steps."""
+) -> set[str]:
+    """Forward and backward over every part of this process's share of the batch; returns whose rows it has.
+
+    `done` steps are behind.
+    """
     accelerator = run.accelerator
     for number, (loaded, ids) in enumerate(micro_batches, start=1):
         batch = loaded.to(accelerator.device)
-        with synced_at_last(accelerator, wrapped, number == len(micro_batches)):
+        with spread.passing(number == len(micro_batches)):
             with accelerator.autocast():
                 output = wrapped(batch, done / run.steps)
             _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
         log.add(output, batch)
+    return {robot for batch, _ in micro_batches for robot in batch.robots}
 
 
 def _loader(run: Run, setting: Setting) -> MixtureLoader:

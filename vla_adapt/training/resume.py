@@ -24,7 +24,7 @@ from vla_adapt.recipe import Recipe
 from vla_adapt.training.checkpoint_folder import CheckpointFolder, write_manifest, written_facts
 from vla_adapt.training.environment_facts import changed_facts, environment_facts
 from vla_adapt.training.ranks import Ranks
-from vla_adapt.training.run_state import RunState
+from vla_adapt.training.run_state import Gathered, RunState
 
 PROGRESS, RECIPE, ENVIRONMENT = "progress.json", "recipe.yaml", "environment.json"
 
@@ -99,10 +99,11 @@ class CheckpointKeeper:
         """
         all_sums = self._ranks.everyone(sums.tolist())
         progress = {"step": step, "order": order, "sums": all_sums, "metric": metric}
+        gathered = state.gather()
         try:
             with ExitStack() as stack:
                 aside = self._ranks.on_main(lambda: stack.enter_context(self.folder.writing(step)))
-                files = self._ranks.attempt(lambda: self._write(aside, state, progress))
+                files = self._ranks.attempt(lambda: self._write(aside, state, gathered, progress))
                 everyone = self._ranks.everyone(files)
                 merged = {name: facts for each in everyone for name, facts in each.items()}
                 self._ranks.on_main(lambda: write_manifest(aside, merged))
@@ -170,8 +171,10 @@ class CheckpointKeeper:
             return sums[self._ranks.rank]
         return sums.sum(0) if self._ranks.is_main else torch.zeros_like(sums[0])
 
-    def _write(self, aside: Path, state: RunState, progress: dict[str, Any]) -> dict[str, Any]:
-        names = state.write(aside, self._ranks.rank)
+    def _write(
+        self, aside: Path, state: RunState, gathered: Gathered, progress: dict[str, Any]
+    ) -> dict[str, Any]:
+        names = state.write(aside, self._ranks.rank, gathered)
         if self._ranks.is_main:
             facts = environment_facts(self._ranks.world)
             texts = {

@@ -23,8 +23,8 @@ DEEPSPEED = (
     "recipes/launch/fsdp.yaml, with fsdp_reshard_after_forward false for something near ZeRO-2"
 )
 COMPILED = (
-    "which adapters a layer runs and on how many rows changes with every batch, so that it would compile again "
-    "and again; drop the option (--dynamo_backend no)"
+    "which adapters a layer runs and on how many rows changes with every batch, so that it would compile "
+    "again and again; drop the option (--dynamo_backend no)"
 )
 _ALWAYS_WHOLE = {
     "qlora": (
@@ -37,8 +37,8 @@ _ALWAYS_WHOLE = {
     ),
 }
 _KEPT_FEATURES = (
-    "features of the frozen backbone are kept, so that steps do not run it and there is nothing to shard; take "
-    "DDP, or adaptation.cache=false"
+    "features of the frozen backbone are kept, so that steps do not run it and there is nothing to shard; "
+    "take DDP, or adaptation.cache=false"
 )
 
 

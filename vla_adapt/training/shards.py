@@ -3,11 +3,10 @@
 Ours instead of Accelerate's own FSDP, which drops out without a word where there is no GPU and knows nothing
 of robots that a process does not see: what the tests run on CPUs (gloo) is what GPUs run.
 
-Each block of the language model and of both vision towers is gathered while it runs; what lies outside of them
-(embeddings, projector, output layer) while a pass runs. Adapters lie in the blocks and are sharded with them,
-their gradients and optimizer states, too (ZeRO-3, Rajbhandari et al., 1910.02054). Heads and helper losses are
-small, and a process calls only those of the robots it sees: they stay whole on every process, and their
-gradients are averaged here.
+Each block of the language model and of both vision towers is gathered while it runs, the rest (embeddings,
+projector, output layer) while a pass runs. Adapters are sharded with the layers they are on, their gradients
+and optimizer states, too (ZeRO-3, Rajbhandari et al., 1910.02054). Heads and helper losses are small, and a
+process calls only those of the robots it sees: they stay whole everywhere, their gradients are averaged here.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Shards:
             if isinstance(block, GradientCheckpointingLayer):
                 fully_shard(block, mesh=mesh, reshard_after_forward=gather_twice)
         fully_shard(learner, mesh=mesh, ignored_params=set(whole.parameters()))
-        self._shards = {
+        self._shards: dict[nn.Parameter, nn.Parameter] = {
             parameter: nn.Parameter(_local(parameter))
             for parameter in learner.parameters()
             if parameter.requires_grad and isinstance(parameter, DTensor)
@@ -138,7 +137,7 @@ class Shards:
         return {**content, "state": parts}
 
     def _mine(self, parameter: nn.Parameter) -> nn.Parameter:
-        return self._shards.get(parameter, parameter)
+        return self._shards.get(parameter, parameter)  # pyright: ignore
 
     def _in_order(self) -> list[nn.Parameter]:
         """The learner's parameters as the optimizer numbers them."""

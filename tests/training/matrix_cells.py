@@ -1,4 +1,4 @@
-"""What the ranks of `test_parallelism` run: the loop's own steps for every cell of the table that is not refused.
+"""What the ranks of `test_parallelism` run: the loop's own steps for every cell that is not refused.
 
 Not a test: each launch imports it and calls `instead`, which takes the place of the run's inside.
 """
@@ -33,10 +33,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def cell_name(method: str, way: str, precision: str) -> str:
-    return f"{method} {way} {precision}".replace(" ", "_")
-
-
 def run_cells(run: loop.Run, recipe: Recipe, fresh: bool) -> None:
     """Instead of `loop._train`."""
     del fresh
@@ -46,7 +42,7 @@ def run_cells(run: loop.Run, recipe: Recipe, fresh: bool) -> None:
         run = replace(run, accelerator=start_accelerator(precision))
         for method, adaptation in METHODS.items():
             for way in ways:
-                folder = run.folder / cell_name(method, way, precision)
+                folder = run.folder / f"{method} {way} {precision}"
                 tree = recipe.model_dump(mode="json") | {"adaptation": adaptation, "output": str(folder)}
                 tree["train"]["precision"] = precision
                 if refusal(method, way, precision) is None and method != "qlora":

@@ -56,9 +56,9 @@ def _check_processes(accelerator: Accelerator) -> None:
         )
 
 
-def launched_way(accelerator: Accelerator) -> Way:
-    """How the processes of the launch share the work."""
-    if accelerator.num_processes == 1:
+def launched_way(processes: int) -> Way:
+    """How the processes of the launch, so many, share the work."""
+    if processes == 1:
         return ONE
     return FSDP2 if asks_for_fsdp() else DDP
 

@@ -69,7 +69,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             )
             accelerator.end_training()
             return folder
-        way = launched_way(accelerator)
+        way = launched_way(accelerator.num_processes)
         check_way(recipe, way)
         check_split(recipe.train.batch_size, accelerator.num_processes, recipe.train.accumulate)
         ranks = Ranks(accelerator)
@@ -99,7 +99,7 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
         run.keeper.find(fresh)
         run.ranks.on_main(lambda: replace_text(run.folder / "recipe.yaml", recipe.to_text()))
         setting = run.ranks.main_first(partial(prepare, recipe))
-        _announce(run.accelerator, setting)
+        _announce(run, setting)
         note = use_features(run.accelerator, run.ranks, setting)
         if note:
             run.accelerator.print(f"  {note}")
@@ -163,7 +163,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
             if signal and step < recipe.train.steps:
                 raise Stopped(signal, step, run.keeper.where())
             run.pulse.note(f"step {step + 1}, waiting for data")
-    make_whole(spread, setting, run.ranks, accelerator.device)
+    make_whole(spread.sharding, setting, run.ranks, accelerator.device)
 
 
 def _add_up_gradients(
@@ -264,14 +264,13 @@ def _finished(folder: Path, recipe: Recipe) -> bool:
     return file.is_file() and json.loads(file.read_text())["recipe"] == recipe.to_text()
 
 
-def _announce(accelerator: Accelerator, setting: Setting) -> None:
-    recipe, learner = setting.recipe, setting.learner
+def _announce(run: Run, setting: Setting) -> None:
+    recipe, learner, accelerator = setting.recipe, setting.learner, run.accelerator
     trained = {name: sum(p.numel() for p in group) for name, group in learner.groups().items()}
     accelerator.print(
         f"{recipe.name}: base {recipe.base}, {recipe.adaptation.kind}, {recipe.policy.head.kind} head; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type} "
-        f"({accelerator.distributed_type.value}), {recipe.train.steps} steps of {recipe.train.batch_size} "
-        "samples"
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type} ({run.way}), "
+        f"{recipe.train.steps} steps of {recipe.train.batch_size} samples"
     )
     for name, robot in setting.robots.items():
         steps = sum(int(dataset.lengths.sum()) for dataset in robot.train)

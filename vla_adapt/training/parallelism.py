@@ -23,8 +23,8 @@ DEEPSPEED = (
     "recipes/launch/fsdp.yaml, with fsdp_reshard_after_forward false for something near ZeRO-2"
 )
 COMPILED = (
-    "which adapters a layer runs and on how many rows changes with every batch, so that it would compile "
-    "again and again; drop the option (--dynamo_backend no)"
+    "not supported: routed adapters break a layer into a dozen graphs, and other rows in every batch make "
+    "torch compile them again until it gives up; drop the option (--dynamo_backend no)"
 )
 _ALWAYS_WHOLE = {
     "qlora": (

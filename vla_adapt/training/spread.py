@@ -15,6 +15,7 @@ from vla_adapt.training.micro_batches import synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot
 from vla_adapt.training.parallelism import FSDP2, Way
 from vla_adapt.training.ranks import Ranks
+from vla_adapt.training.run_state import Sharding
 from vla_adapt.training.setting import Setting, fresh_learner
 from vla_adapt.training.shards import Shards
 
@@ -62,7 +63,7 @@ def spread_over(accelerator: Accelerator, way: Way, learner: Learner) -> Spread:
     return Whole(accelerator, learner)
 
 
-def make_whole(spread: Spread, setting: Setting, ranks: Ranks, device: torch.device) -> None:
+def make_whole(sharding: Sharding | None, setting: Setting, ranks: Ranks, device: torch.device) -> None:
     """After training, collectively: where the learner of `setting` is in shards, rank 0 gets a whole one.
 
     It is made anew from the base, with all that was trained in it: as a run on one process that resumes.
@@ -70,9 +71,9 @@ def make_whole(spread: Spread, setting: Setting, ranks: Ranks, device: torch.dev
     Raises:
         ValueError: on all ranks, when the base cannot be read any more.
     """
-    if spread.sharding is None:
+    if sharding is None:
         return
-    weights = spread.sharding.weights()
+    weights = sharding.weights()
     ranks.on_main(lambda: _replace(setting, weights, device))
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.recipe import Recipe
@@ -27,6 +29,19 @@ CASES = {
     "a robot that no rank sees": [("uu", "u")],
     "two passes": [("u", "b"), ("bb", "uub")],
 }
+# Adapters, and an adversary whose penalty is differentiated twice; all of the base, and an output layer that
+# each rank calls once per robot it sees.
+LEARNERS: tuple[dict[str, Any], ...] = (
+    {
+        "adaptation": {"kind": "lora", "rank": 3, "targets": "all_linear", "shared": {"rank": 2}},
+        "policy": {"head": {"kind": "parallel", "horizon": 2, "condition": "token"}},
+        "invariance": {"method": "dann", "tap": "hidden"},
+    },
+    {
+        "adaptation": {"kind": "full"},
+        "policy": {"head": {"kind": "tokens", "horizon": 1, "proprio": False, "condition": "soft_prompt"}},
+    },
+)
 NAMES = {"u": "ur5e", "b": "bimanual_panda"}
 CLIP = 0.05
 # Steps of plain descent with decay: weights tell a gradient, and one of zeros from none.
@@ -36,10 +51,15 @@ DESCENT = {"lr": 1.0, "weight_decay": 0.1}
 def check(run: loop.Run, recipe: Recipe, fresh: bool) -> None:
     """Instead of `loop._train`."""
     del fresh
-    setting = prepare(recipe)
+    for changes in LEARNERS:
+        tree = recipe.model_dump(mode="json") | changes
+        check_learner(run, prepare(Recipe.model_validate(tree)))
+
+
+def check_learner(run: loop.Run, setting: Setting) -> None:
     for name, passes in CASES.items():
         batches = [make_batch(setting, rows[run.ranks.rank]) for rows in passes]
-        wanted = step_by_hand(copy.deepcopy(setting.learner), batches)
+        wanted, wanted_norms = step_by_hand(copy.deepcopy(setting.learner), batches)
         for way in (DDP, FSDP2):
             learner = copy.deepcopy(setting.learner).train()
             spread = spread_over(run.accelerator, way, learner)
@@ -48,7 +68,9 @@ def check(run: loop.Run, recipe: Recipe, fresh: bool) -> None:
             for number, batch in enumerate(batches):
                 with spread.passing(number == len(batches) - 1):
                     (module(batch, 0.5)["loss"] / len(batches)).backward()
-            spread.settle({robot for batch in batches for robot in batch.robots}, CLIP)
+            norms = spread.settle({robot for batch in batches for robot in batch.robots}, CLIP)
+            assert torch.allclose(torch.stack(norms), wanted_norms, rtol=1e-4)
+            assert way == DDP or held(learner.model) < 0.6 * held(setting.learner.model)
             optimizer.step()
             spread.clear(optimizer)
             got = trained(learner) if spread.sharding is None else spread.sharding.weights()
@@ -68,8 +90,14 @@ def make_batch(setting: Setting, rows: str) -> PolicyBatch:
     return loop.collate(setting.builder, list(setting.robots), found)[0]
 
 
-def step_by_hand(learner: Learner, batches: Sequence[PolicyBatch]) -> dict[str, Tensor]:
-    """Weights after a step along the mean over ranks of the gradients that each has alone."""
+def held(model: nn.Module) -> int:
+    """Numbers of the model on this rank."""
+    locals_ = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    return sum(part.numel() for part in locals_)
+
+
+def step_by_hand(learner: Learner, batches: Sequence[PolicyBatch]) -> tuple[dict[str, Tensor], Tensor]:
+    """Weights after a step along the mean over ranks of the gradients that each has alone; their norms."""
     learner.train()
     for batch in batches:
         (learner(batch, 0.5)["loss"] / len(batches)).backward()
@@ -81,9 +109,9 @@ def step_by_hand(learner: Learner, batches: Sequence[PolicyBatch]) -> dict[str, 
             dist.all_reduce(grad)
             parameter.grad = grad / dist.get_world_size() if used else None
     groups = learner.groups()
-    clip_per_robot(groups.values(), CLIP)
+    norms = clip_per_robot(groups.values(), CLIP)
     torch.optim.SGD([p for group in groups.values() for p in group], **DESCENT).step()
-    return trained(learner)
+    return trained(learner), torch.stack(norms)
 
 
 def trained(learner: Learner) -> dict[str, Tensor]:
@@ -98,7 +126,6 @@ def compare(
     still = {name for name in wanted if torch.equal(wanted[name], before[name])}
     assert still == {name for name in got if torch.equal(got[name], before[name])}, f"{case}, {way}"
     assert ("no rank sees" in case) == any("bimanual_panda" in name for name in still), f"{case}, {way}"
-    assert any(name.startswith("invariance.") for name in wanted.keys() - still)
     assert worst < 1e-6, f"{case}, {way}: {worst}"
     print(f"{case}, {way}: {len(wanted) - len(still)} tensors moved, {worst:.1g} apart")
 

@@ -23,8 +23,8 @@ DEEPSPEED = (
     "recipes/launch/fsdp.yaml, with fsdp_reshard_after_forward false for something near ZeRO-2"
 )
 COMPILED = (
-    "not supported: routed adapters break a layer into a dozen graphs, and other rows in every batch make "
-    "torch compile them again until it gives up; drop the option (--dynamo_backend no)"
+    "not supported: which adapters run on which rows changes with every batch, and torch compiles a layer "
+    "anew until it gives up, after four batches when tried; drop the option (--dynamo_backend no)"
 )
 _ALWAYS_WHOLE = {
     "qlora": (

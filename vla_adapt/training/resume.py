@@ -4,8 +4,9 @@ Of the order of samples a checkpoint holds the number of the next one (`mixing.l
 function, on any number of processes and workers. Dropout draws from (seed, step, rank), anew each step.
 
 Bit for bit as if nothing had happened: on as many processes, with any number of workers, whenever it saves.
-On another number of processes, or with another `accumulate`: the same samples in each step, losses equal but
-for the order of float sums; with dropout, other draws. Other software is named, not refused.
+On another number of processes, in other shards or none, or with another `accumulate`: the same samples in
+each step, losses equal but for the order of float sums; with dropout, other draws. Other software is named, not
+refused.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ class Gathered:
 
     weights: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
+    extras: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -67,10 +68,11 @@ class RunState:
 
     def gather(self) -> Gathered:
         """Put shards together; collective, so nothing that can fail on one rank alone belongs beside it."""
+        extras = {name: extra.state_dict() for name, extra in self.extras.items()}
         if self.sharding is not None:
-            return Gathered(self.sharding.weights(), self.sharding.optimizer_state(self.optimizer))
+            return Gathered(self.sharding.weights(), self.sharding.optimizer_state(self.optimizer), extras)
         trained = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
-        return Gathered(trained, self.optimizer.state_dict())
+        return Gathered(trained, self.optimizer.state_dict(), extras)
 
     def write(self, folder: Path, rank: int, gathered: Gathered | None = None) -> list[str]:
         """Write this rank's files and return their names.
@@ -92,8 +94,7 @@ class RunState:
             return [_rng(rank)]
         save_file(_finite(gathered.weights), folder / TRAINED)
         schedule = {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"}
-        extras = {name: extra.state_dict() for name, extra in self.extras.items()}
-        state = {"optimizer": gathered.optimizer, "schedule": schedule, "extras": extras}
+        state = {"optimizer": gathered.optimizer, "schedule": schedule, "extras": gathered.extras}
         torch.save(state, folder / OPTIMIZER)
         return [_rng(rank), TRAINED, OPTIMIZER]
 

@@ -24,8 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from vla_adapt.adaptation.adapter_name import SHARED
-from vla_adapt.training.learner import INVARIANCE, Learner
+from vla_adapt.training.learner import Learner
 
 
 class Shards:
@@ -76,7 +75,7 @@ class Shards:
         del last
         return nullcontext()
 
-    def settle(self, robots: set[str], clip_norm: float) -> None:
+    def settle(self, robots: set[str], clip_norm: float) -> list[Tensor]:
         """After the backward passes of a step: gradients of the whole batch, clipped per robot, in `groups`.
 
         What no process used has no gradient (None, not zero), as where nothing is sharded: AdamW passes it
@@ -85,9 +84,12 @@ class Shards:
         Args:
             robots: that this process's rows were of.
             clip_norm: see `optimizer.clip_per_robot`.
+
+        Returns:
+            Norms of `groups` before they were clipped, the same on all processes.
         """
         names = list(self.groups)
-        seen = [name in robots or name in (SHARED, INVARIANCE) for name in names]
+        seen = [name in robots or name not in self._learner.heads for name in names]
         used = self._anywhere(seen + [parameter.grad is not None for parameter in self._whole])
         for parameter, wanted in zip(self._whole, used[len(names) :], strict=True):
             self._average(parameter, wanted)
@@ -95,8 +97,10 @@ class Shards:
         for parameter, shard in self._shards.items():
             wanted = parameter.grad is not None and self._owners[parameter] in there
             shard.grad = _local(parameter.grad) if wanted else None
-        for group, norm in zip(self.groups.values(), self._norms(), strict=True):
+        norms = self._norms()
+        for group, norm in zip(self.groups.values(), norms, strict=True):
             clip_grads_with_norm_(group, clip_norm, norm)
+        return norms
 
     def clear(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget all gradients."""

@@ -43,10 +43,10 @@ class Whole:
         """Around one forward and backward pass: gradients are averaged in the last one of a step only."""
         return synced_at_last(self._accelerator, self._module, last)
 
-    def settle(self, robots: set[str], clip_norm: float) -> None:
-        """After the backward passes of a step: clip each robot's gradient."""
+    def settle(self, robots: set[str], clip_norm: float) -> list[torch.Tensor]:
+        """After the backward passes of a step: clip each robot's gradient; norms of `groups` before."""
         del robots
-        clip_per_robot(self.groups.values(), clip_norm)
+        return clip_per_robot(self.groups.values(), clip_norm)
 
     def clear(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget all gradients."""

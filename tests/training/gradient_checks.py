@@ -1,4 +1,4 @@
-"""What the ranks of `test_shards` run: gradients of DDP and of shards against the mean of each rank's own.
+"""What the ranks of `test_fsdp_shards` run: gradients of DDP and shards against the mean of each rank's own.
 
 Not a test: the launch imports it and calls `instead`, which takes the place of the run's inside.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ LEARNERS: tuple[dict[str, Any], ...] = (
 NAMES = {"u": "ur5e", "b": "bimanual_panda"}
 CLIP = 0.05
 # Steps of plain descent with decay: weights tell a gradient, and one of zeros from none.
-DESCENT = {"lr": 1.0, "weight_decay": 0.1}
+descent = partial(torch.optim.SGD, lr=1.0, weight_decay=0.1)
 
 
 def check(run: loop.Run, recipe: Recipe, fresh: bool) -> None:
@@ -63,7 +64,7 @@ def check_learner(run: loop.Run, setting: Setting) -> None:
         for way in (DDP, FSDP2):
             learner = copy.deepcopy(setting.learner).train()
             spread = spread_over(run.accelerator, way, learner)
-            optimizer = torch.optim.SGD([p for group in spread.groups.values() for p in group], **DESCENT)
+            optimizer = descent([p for group in spread.groups.values() for p in group])
             module, optimizer = spread.prepare(optimizer)
             for number, batch in enumerate(batches):
                 with spread.passing(number == len(batches) - 1):
@@ -110,7 +111,7 @@ def step_by_hand(learner: Learner, batches: Sequence[PolicyBatch]) -> tuple[dict
             parameter.grad = grad / dist.get_world_size() if used else None
     groups = learner.groups()
     norms = clip_per_robot(groups.values(), CLIP)
-    torch.optim.SGD([p for group in groups.values() for p in group], **DESCENT).step()
+    descent([p for group in groups.values() for p in group]).step()
     return trained(learner), torch.stack(norms)
 
 

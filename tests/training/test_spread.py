@@ -1,4 +1,4 @@
-"""Whole learners as ever; what was in shards is whole again when training ends. (Shards: `test_shards`.)"""
+"""Whole learners as ever; what was in shards is whole again when training ends (see `test_fsdp_shards`)."""
 
 from __future__ import annotations
 

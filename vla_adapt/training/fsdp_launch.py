@@ -1,4 +1,4 @@
-"""What an FSDP launch asks for, by environment variables: what `shards` does not do is refused."""
+"""What an FSDP launch asks for, by environment variables: what `fsdp_shards` does not do is refused."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ function, on any number of processes and workers. Dropout draws from (seed, step
 
 Bit for bit as if nothing had happened: on as many processes, with any number of workers, whenever it saves.
 On another number of processes, in other shards or none, or with another `accumulate`: the same samples in
-each step, losses equal but for the order of float sums; with dropout, other draws. Other software is named, not
-refused.
+each step, losses equal but for the order of float sums; with dropout, other draws. Other software is named,
+not refused.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class Sharding(Protocol):
-    """Puts together and takes apart what each rank holds a part of; see `shards.Shards`."""
+    """Puts together and takes apart what each rank holds a part of; see `fsdp_shards.Shards`."""
 
     def weights(self) -> dict[str, torch.Tensor]: ...
 

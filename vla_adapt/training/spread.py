@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from vla_adapt.training.fsdp_launch import gathers_twice
+from vla_adapt.training.fsdp_shards import Shards
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot
@@ -17,7 +18,6 @@ from vla_adapt.training.parallelism import FSDP2, Way
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.run_state import Sharding
 from vla_adapt.training.setting import Setting, fresh_learner
-from vla_adapt.training.shards import Shards
 
 
 class Whole:

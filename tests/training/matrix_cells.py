@@ -6,6 +6,7 @@ Not a test: each launch imports it and calls `instead`, which takes the place of
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ STAGES = [
     {"from_step": 0, "train": ["head", "projector"]},
     {"from_step": 1, "train": ["head", {"last_n": 1}]},
 ]
+FOUR_BITS = find_spec("bitsandbytes") is not None
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 3, "targets": "all_linear"},
     "lora + shared": {"kind": "lora", "rank": 2, "shared": {"rank": 3}},
@@ -45,7 +47,7 @@ def run_cells(run: loop.Run, recipe: Recipe, fresh: bool) -> None:
                 folder = run.folder / f"{method} {way} {precision}"
                 tree = recipe.model_dump(mode="json") | {"adaptation": adaptation, "output": str(folder)}
                 tree["train"]["precision"] = precision
-                if refusal(method, way, precision) is None and method != "qlora":
+                if refusal(method, way, precision) is None and (method != "qlora" or FOUR_BITS):
                     run_cell(replace(run, folder=folder, way=way), Recipe.model_validate(tree))
 
 

@@ -62,19 +62,19 @@ class RoutedLinear(Linear):
         route: Route | None = self.rows.current
         if route is None or self.disable_adapters:
             return super().forward(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
         segments = [segment for segment in route.segments if segment.name in self.lora_A]
         names = list(dict.fromkeys(segment.name for segment in segments))
         if segments:
-            result = self._adapted(x, result, segments, names, route)
+            result = self._adapted(x, segments, names, route)
+        else:
+            result = self.base_layer(x, *args, **kwargs)
         return self._reaching(result, names) if route.reach_all else result
 
-    def _adapted(
-        self, x: Tensor, result: Tensor, segments: list[Segment], names: list[str], route: Route
-    ) -> Tensor:
-        """What the base made of `x`, with what each segment's adapter adds to its rows."""
+    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
+        """What the base makes of `x`, with what each segment's adapter adds to its rows."""
         self._check(names, route, x)
         dtype = self._dtype(names[0], x.device.type)
+        result = self.base_layer(x)
         fresh = result.dtype == dtype and type(self.base_layer) is nn.Linear
         added = add_low_rank(
             result if fresh else torch.zeros_like(result, dtype=dtype),

@@ -65,8 +65,9 @@ def test_the_table_says_it_all():
     assert lines[2] == "| lora | fp32, bf16 | fp32, bf16 | fp32, bf16 | refused (1) | refused (1) |"
     rows, notes = lines[2:-5], lines[-4:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(cells.METHODS)
+    assert "| frozen | fp32, bf16 | fp32, bf16 | fp32, bf16; refused where (3) |" in lines[5]
     refused = [(m, w) for m, w in product(cells.METHODS, cells.WAYS) if refusal(m, w, "fp32")]
-    assert "\n".join(rows).count("refused") == len(refused) == 2 * len(cells.METHODS) + 2
+    assert "\n".join(rows).count("refused (") == len(refused) == 2 * len(cells.METHODS) + 2
     assert [note[:3] for note in notes] == ["1. ", "2. ", "3. ", "4. "]
 
 

@@ -86,7 +86,7 @@ def table() -> str:
         row = [_cell(method, way, reasons) for way in WAYS]
         rows.append(f"| {method} | {' | '.join(row)} |")
     head = ["| | " + " | ".join(WAYS) + " |", "|---" * (len(WAYS) + 1) + "|"]
-    notes = [f"{number}. {reason}." for number, reason in enumerate([*reasons, _KEPT_FEATURES], start=1)]
+    notes = [f"{number}. {reason}." for number, reason in enumerate(reasons, start=1)]
     return "\n".join([*head, *rows, "", *notes])
 
 
@@ -98,4 +98,7 @@ def _cell(method: str, way: Way, reasons: list[str]) -> str:
         if reason is not None and reason not in reasons:
             reasons.append(reason)
         said.append(names if reason is None else f"refused ({reasons.index(reason) + 1})")
+    if (method, way) == ("frozen", FSDP2):
+        reasons.append(_KEPT_FEATURES)
+        said.append(f"refused where ({len(reasons)})")
     return "; ".join(said)

@@ -42,6 +42,12 @@ def test_what_a_run_leaves(finished_run: Path):
     assert wanted <= rows[0].keys()
     assert len(json.loads((finished_run / "open_loop.json").read_text())) == 2
     assert list((finished_run / "tensorboard").iterdir())
+    timed = [json.loads(line) for line in (finished_run / "throughput.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timed] == [1, 2, 3]
+    told = json.loads((finished_run / "summary.json").read_text())["robots"]
+    assert {name: facts["data"][0]["steps"] for name, facts in told.items()} == dict.fromkeys(told, 21)
+    started = json.loads((finished_run / "environment.json").read_text())
+    assert Bundle.load(finished_run / "bundles" / "ur5e").facts["environment"] == started
     assert not (finished_run / "checkpoints").exists()
     assert not (finished_run / "model").exists(), "an adapter run must not save or merge the base"
 

@@ -8,6 +8,7 @@ from vla_adapt.adaptation.method import Frozen, Nothing, QLora, Staged
 from vla_adapt.adaptation.quantized import check_bitsandbytes
 from vla_adapt.policy.heads import HeadConfig, head_class
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.trackers import check_trackers
 
 # Says why a recipe cannot work, or None.
 Rule = Callable[[Recipe], str | None]
@@ -25,6 +26,7 @@ def check_compatible(recipe: Recipe) -> list[str]:
     reasons = [reason for rule in RULES if (reason := rule(recipe)) is not None]
     if reasons:
         raise ValueError("; ".join(reasons))
+    check_trackers(recipe.train.trackers)
     if isinstance(recipe.adaptation, QLora):
         check_bitsandbytes()
     reason = why_uncached(recipe)

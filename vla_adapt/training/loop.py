@@ -16,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from vla_adapt.adaptation.environment_facts import note_start
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
+from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
@@ -25,7 +27,7 @@ from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import launched_way, start_accelerator
 from vla_adapt.training.learner import INVARIANCE
-from vla_adapt.training.leave import leave_bundles
+from vla_adapt.training.leave import leave_bundles, leave_drawn
 from vla_adapt.training.micro_batches import check_split, in_micro_batches
 from vla_adapt.training.optimizer import make_optimizer
 from vla_adapt.training.parallelism import Way, check_way
@@ -33,6 +35,7 @@ from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
 from vla_adapt.training.resume import CheckpointKeeper, Resumed
+from vla_adapt.training.robot_data import trained_with
 from vla_adapt.training.run_lock import run_lock
 from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
@@ -41,6 +44,7 @@ from vla_adapt.training.setting import Setting, prepare
 from vla_adapt.training.spread import Spread, make_whole, spread_over
 from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
+from vla_adapt.training.trackers import Trackers
 
 DONE = "summary.json"
 
@@ -48,7 +52,7 @@ MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
-    """Run a recipe and leave its folder: bundles, metrics, TensorBoard log, resolved recipe, open-loop table.
+    """Run a recipe and leave its folder: bundles, metrics, resolved recipe, open-loop table, drawn episodes.
 
     A finished run of the same recipe is left alone; an interrupted one resumes at its last checkpoint.
 
@@ -113,9 +117,13 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
     setting.recipe.adaptation.finish(setting.learner.model)
     results = _judge(setting, setting.recipe)
     _write_open_loop(run.folder, results)
+    leave_drawn(setting, run.folder / PREDICTIONS)
     leave_bundles(setting, run.folder, results)
     seconds = time.perf_counter() - started
-    summary = {"recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world}
+    summary = {
+        "recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world,
+        "robots": trained_with(setting),
+    }  # fmt: skip
     replace_text(run.folder / DONE, json.dumps(summary, indent=1))
     print(f"{run.folder}: {len(results)} robots, {seconds:.0f} s")
 
@@ -125,6 +133,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     if recipe.train.steps == 0 or not learner.groups():
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
+        run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, 0))
         return
     spread = spread_over(accelerator, run.way, learner)
     optimizer, schedule = make_optimizer(
@@ -137,9 +146,11 @@ def _run_steps(run: Run, setting: Setting) -> None:
     state = RunState(learner, optimizer, schedule, sharding=spread.sharding)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
+    run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
     wrapped.train()
     with ExitStack() as opened:
-        log = opened.enter_context(RunLog(accelerator, setting, run.folder, point.step, point.sums))
+        trackers = opened.enter_context(_trackers(run, recipe, point.step))
+        log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
         if samples is not None:
             opened.enter_context(samples)
@@ -214,6 +225,11 @@ def _resume(run: Run, state: RunState, loader: MixtureLoader) -> Resumed:
         run.ranks.main_first(partial(loader.load_state_dict, point.order))
         run.accelerator.print(f"resuming after step {point.step}")
     return point
+
+
+def _trackers(run: Run, recipe: Recipe, done: int) -> Trackers:
+    names, project = recipe.train.trackers, recipe.train.project
+    return Trackers(run.ranks, names, project, run.folder, recipe.model_dump(mode="json"), done)
 
 
 def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: int) -> SampleLog | None:

@@ -21,13 +21,13 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from vla_adapt.adaptation.environment_facts import ENVIRONMENT, changed_facts, environment_facts
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.checkpoint_folder import CheckpointFolder, write_manifest, written_facts
-from vla_adapt.training.environment_facts import changed_facts, environment_facts
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.run_state import Gathered, RunState
 
-PROGRESS, RECIPE, ENVIRONMENT = "progress.json", "recipe.yaml", "environment.json"
+PROGRESS, RECIPE = "progress.json", "recipe.yaml"
 
 
 @dataclass(frozen=True)

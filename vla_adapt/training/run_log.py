@@ -1,8 +1,9 @@
-"""What a run writes while it trains: progress bar, metrics.jsonl and TensorBoard."""
+"""What a run writes while it trains: progress bar, metrics.jsonl, throughput.jsonl, to its trackers."""
 
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -15,14 +16,13 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from tensorboardX import SummaryWriter
 
 from vla_adapt.adaptation.folder import replace_text
+from vla_adapt.evaluation.run_metrics import METRICS, THROUGHPUT
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.training.meter import Meter
 from vla_adapt.training.setting import Setting
-
-METRICS = "metrics.jsonl"
+from vla_adapt.training.trackers import Trackers
 
 
 class RunLog:
@@ -32,6 +32,7 @@ class RunLog:
         accelerator: of the run.
         setting: of the run.
         folder: where the files go.
+        trackers: that get the same numbers.
         done: steps an interrupted run had finished; what it logged after them is dropped.
         sums: what this process had summed up since it last logged, or None.
     """
@@ -41,6 +42,7 @@ class RunLog:
         accelerator: Accelerator,
         setting: Setting,
         folder: Path,
+        trackers: Trackers,
         done: int,
         sums: torch.Tensor | None = None,
     ) -> None:
@@ -48,12 +50,14 @@ class RunLog:
         self._meter = Meter({name: robot.normalizers[0] for name, robot in setting.robots.items()})
         if sums is not None:
             self._meter.sums.copy_(sums)
+        self._trackers = trackers
+        self._timed, self._since = done, time.perf_counter()
         self._main = accelerator.is_main_process
         if not self._main:
             return
-        _keep_until(folder / METRICS, done)
-        self._file = (folder / METRICS).open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done or None)
+        for name in (METRICS, THROUGHPUT):
+            _keep_until(folder / name, done)
+        self._file, self._timing = (folder / METRICS).open("a"), (folder / THROUGHPUT).open("a")
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -67,13 +71,14 @@ class RunLog:
     def __enter__(self) -> RunLog:
         if self._main:
             self._bar.start()
+        self._since = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._main:
             self._bar.stop()
             self._file.close()
-            self._board.close()
+            self._timing.close()
 
     def add(self, output: dict[str, torch.Tensor], batch: PolicyBatch) -> None:
         """Account for one pass; a step may have several."""
@@ -100,15 +105,35 @@ class RunLog:
         return sums
 
     def _write(self, step: int, summary: dict[str, dict[str, float]], rate: float) -> None:
+        throughput = self._throughput(step)
+        tracked = {"learning_rate": rate} | {f"throughput/{key}": value for key, value in throughput.items()}
         for robot, metrics in summary.items():
             row = {"step": step, "robot": robot, "learning_rate": rate, **metrics}
             self._file.write(json.dumps(row) + "\n")
-            for key, value in metrics.items():
-                self._board.add_scalar(f"{robot}/{key}", value, step)
+            tracked |= {f"{robot}/{key}": value for key, value in metrics.items()}
+        self._timing.write(json.dumps({"step": step, **throughput}) + "\n")
         self._file.flush()
+        self._timing.flush()
+        self._trackers.log(tracked, step)
         samples = sum(metrics["samples"] for metrics in summary.values())
         loss = sum(metrics["loss"] * metrics["samples"] for metrics in summary.values()) / samples
         self._bar.update(self._task, loss=f"{loss:.4f}")
+
+    def _throughput(self, step: int) -> dict[str, float]:
+        """Of the steps since the last logged one and all that lay between them.
+
+        It has a file of its own, as these numbers differ between equal runs.
+        """
+        now = time.perf_counter()
+        steps, seconds = step - self._timed, now - self._since
+        self._timed, self._since = step, now
+        found = {
+            "seconds_per_step": seconds / steps,
+            "samples_per_s": steps * self._train.batch_size / seconds,
+        }
+        if self._accelerator.device.type == "cuda":
+            found["peak_memory_gb"] = torch.cuda.max_memory_allocated(self._accelerator.device) / 1e9
+        return found
 
 
 def _keep_until(file: Path, step: int) -> None:

@@ -18,6 +18,8 @@ from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
 from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 from vla_adapt.training.auxiliary import AuxiliaryConfig
+from vla_adapt.training.early_stop import ValidationConfig
+from vla_adapt.training.loss_balance import Balancing
 from vla_adapt.training.optimizer import OptimizerConfig
 from vla_adapt.training.trackers import TrackerName
 
@@ -70,6 +72,14 @@ class TrainConfig(BaseModel):
     project: str = Field(default="vla_adapt", description="what wandb and trackio list the run under")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="decay of the average of all that trains, which is validated and goes into bundles",
+    )  # fmt: skip
+    balance: Balancing = Field(
+        default="none",
+        description="a robot's loss counts by its samples, as much as any other's, or in its own scale",
+    )
 
 
 class EvaluationConfig(BaseModel):
@@ -118,6 +128,7 @@ class Recipe(BaseModel):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     card: CardConfig = CardConfig()
 

@@ -166,6 +166,24 @@ def test_nan_loss_stops_with_a_reason(make_recipe: Callable[..., Recipe], tmp_pa
         loop.train(make_recipe(str(tmp_path / "r"), train=train))
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    genuine = loop.clip_per_robot
+
+    def spoil(groups: Any, clip_norm: float) -> Any:
+        norms = genuine(groups, clip_norm)
+        return [norms[0] * float("nan"), *norms[1:]] if spoil.calls.pop() == 3 else norms  # type: ignore[attr-defined]
+
+    spoil.calls = [4, 3, 2, 1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(loop, "clip_per_robot", spoil)
+    recipe = make_recipe(str(tmp_path / "r"), train={"steps": 4, "batch_size": 4, "save_every": 1})
+    message = r"the gradient of ur5e is not finite at step 2, the loss is; this process had \w+_fake episode "
+    with pytest.raises(ValueError, match=message):
+        loop.train(recipe)
+    assert (tmp_path / "r" / "checkpoints" / "latest").read_text() == "step-00000002\n"
+
+
 def test_dropout_is_off_when_the_golden_pair_is_made(
     make_recipe: Callable[..., Recipe], tmp_path: Path, random_base: Path
 ):

@@ -23,7 +23,8 @@ class RunFacts:
         metrics: what it logged.
         judged: robot -> its row of `open_loop.json`; empty before the end, or when nothing was held out.
         drawn: held-out episodes with predictions.
-        summary: of a finished run: `seconds`, `processes`, `robots` (what each was trained on and with).
+        summary: of a finished run: `seconds`, `processes`, `trained` (which weights were chosen), `robots`
+            (what each was trained on and with).
         starts: facts of the machine and software at each start.
         recipe: its text.
     """
@@ -71,6 +72,8 @@ class RunFacts:
             last = self.starts[-1]
             where = ", ".join(last.get("devices") or [last.get("cpu") or last.get("machine", "?")])
             said.append(f"{last['processes']} process(es) on {where}")
+        if self.summary.get("trained"):
+            said.append(self.summary["trained"])
         if "seconds" in self.summary:
             said.append(f"{self.summary['seconds']:.0f} s since its last start")
         else:

@@ -93,7 +93,7 @@ def _card_facts(
         state=_read_state(robot, head),
         constants=_told(bundle.constants),
         data=data_lines(robot),
-        steps=recipe.train.steps,
+        steps=setting.trained or recipe.train.steps,
         held_out=error,
         statistics=robot.action,
         errors=[] if result is None else result.slots,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from vla_adapt.adaptation.environment_facts import note_start
 from vla_adapt.adaptation.folder import replace_text
@@ -28,6 +29,7 @@ from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import launched_way, start_accelerator
 from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.leave import leave_bundles, leave_drawn
+from vla_adapt.training.loss_balance import BALANCE, SCALE_RATE
 from vla_adapt.training.micro_batches import check_split, in_micro_batches
 from vla_adapt.training.optimizer import make_optimizer
 from vla_adapt.training.parallelism import Way, check_way
@@ -40,6 +42,7 @@ from vla_adapt.training.run_lock import run_lock
 from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
+from vla_adapt.training.selection import Selection
 from vla_adapt.training.setting import Setting, prepare
 from vla_adapt.training.spread import Spread, make_whole, spread_over
 from vla_adapt.training.stage_switch import StageSwitch
@@ -123,6 +126,7 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
     summary = {
         "recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world,
         "robots": trained_with(setting),
+        "trained": setting.trained,
     }  # fmt: skip
     replace_text(run.folder / DONE, json.dumps(summary, indent=1))
     print(f"{run.folder}: {len(results)} robots, {seconds:.0f} s")
@@ -136,18 +140,16 @@ def _run_steps(run: Run, setting: Setting) -> None:
         run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, 0))
         return
     spread = spread_over(accelerator, run.way, learner)
-    optimizer, schedule = make_optimizer(
-        recipe.train.optimizer, spread.groups, recipe.train.steps,
-        recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
-        {INVARIANCE: recipe.invariance.classifier_rate},
-    )  # fmt: skip
+    optimizer, schedule = _optimizer(recipe, spread.groups)
     stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = spread.prepare(optimizer)
-    state = RunState(learner, optimizer, schedule, sharding=spread.sharding)
+    selection = Selection(accelerator, run.ranks, setting)
+    state = RunState(learner, optimizer, schedule, selection.extras, spread.sharding)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
     run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
     wrapped.train()
+    step = point.step
     with ExitStack() as opened:
         trackers = opened.enter_context(_trackers(run, recipe, point.step))
         log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
@@ -155,26 +157,46 @@ def _run_steps(run: Run, setting: Setting) -> None:
         if samples is not None:
             opened.enter_context(samples)
         stop = opened.enter_context(StopSignal(run.ranks, timedelta(seconds=recipe.train.patience_s)))
-        for step, micro_batches in enumerate(loader, start=point.step + 1):
+        batches = () if selection.stopped else loader
+        for step, micro_batches in enumerate(batches, start=point.step + 1):
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
             with stages.at(step - 1):
                 robots = _add_up_gradients(run, spread, wrapped, micro_batches, step - 1, log)
-            spread.settle(robots, recipe.train.optimizer.clip_norm)
+            norms = spread.settle(robots, recipe.train.optimizer.clip_norm)
+            _check_gradients(list(spread.groups), norms, micro_batches, step - 1)
             optimizer.step()
             schedule.step()
             spread.clear(optimizer)
-            log.step(step, float(schedule.get_last_lr()[0]))
+            verdict = selection.after(step, log)
+            log.step(step, float(schedule.get_last_lr()[0]), verdict.stop)
             if samples is not None:
                 for _, ids in micro_batches:
                     samples.step(step, ids)
             signal = stop.agreed()
-            if signal or step % recipe.train.save_every == 0 or step == recipe.train.steps:
-                run.keeper.save(step, state, loader.state_dict(), log.sums)
+            due = step % recipe.train.save_every == 0 or step == recipe.train.steps
+            if signal or due or verdict.save or verdict.stop:
+                run.keeper.save(step, state, loader.state_dict(), log.sums, verdict.metric)
             if signal and step < recipe.train.steps:
                 raise Stopped(signal, step, run.keeper.where())
+            if verdict.stop:
+                break
             run.pulse.note(f"step {step + 1}, waiting for data")
+    setting.trained = selection.choose(step, state, run.keeper)
+    if setting.trained:
+        accelerator.print(setting.trained)
     make_whole(spread.sharding, setting, run.ranks, accelerator.device)
+
+
+def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """Over all that trains; the adversary and the scales of losses have learning rates of their own."""
+    config = recipe.train.optimizer
+    multiples = {
+        INVARIANCE: recipe.invariance.classifier_rate,
+        BALANCE: SCALE_RATE / config.learning_rate,
+    }
+    rates = recipe.adaptation.rates(config.learning_rate)
+    return make_optimizer(config, groups, recipe.train.steps, rates, multiples)
 
 
 def _add_up_gradients(
@@ -255,6 +277,23 @@ def _check_finite(
     raise ValueError(
         f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids, robots)}; lower "
         "the learning rate or look at these samples; the last checkpoint is untouched"
+    )
+
+
+def _check_gradients(
+    names: Sequence[str], norms: Sequence[torch.Tensor], micro_batches: Sequence[MicroBatch], step: int
+) -> None:
+    """A loss may be finite and its gradient not; once in the weights, every sample would seem bad."""
+    finite = torch.stack([norm.to(norms[-1].device) for norm in norms]).isfinite()
+    if finite.all():
+        return
+    bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+    ids = [str(each) for _, part in micro_batches for each in part]
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    raise ValueError(
+        f"the gradient of {', '.join(bad)} is not finite at step {step}, the loss is; this process had "
+        f"{', '.join(ids[:8])}{more}; lower the learning rate or look at these samples; the last checkpoint "
+        "is untouched"
     )
 
 

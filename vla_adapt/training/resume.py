@@ -76,6 +76,7 @@ class CheckpointKeeper:
         if step is None:
             return Resumed()
         progress = self._ranks.attempt(lambda: self._read(step, state))
+        self._ranks.on_main(lambda: self.folder.rewind(step, progress["metric"]))
         return Resumed(progress["step"], progress["order"], self._mine(progress["sums"]), self._notes)
 
     def save(
@@ -114,6 +115,18 @@ class CheckpointKeeper:
             self._ranks.on_main(lambda: self.folder.publish(step, metric))
         except ValueError as error:
             raise ValueError(f"cannot keep a checkpoint of step {step}: {error}") from error
+
+    def restore_best(self, step: int, state: RunState) -> str:
+        """Restore the checkpoint of `step`, the best by validation, unless something is wrong with it.
+
+        Returns:
+            What is wrong; empty when it is restored.
+        """
+        fault = self._ranks.on_main(lambda: self.folder.fault(step))
+        if fault:
+            return f"the best, of step {step}, is lost: {fault}"
+        self._ranks.attempt(lambda: state.read(self.folder.path(step), self._ranks.rank))
+        return ""
 
     def finish(self) -> None:
         """Remove the checkpoints of a finished run but the best by validation."""

@@ -1,4 +1,7 @@
-"""What a run writes while it trains: progress bar, metrics.jsonl, throughput.jsonl, to its trackers."""
+"""What a run writes while it trains: progress bar, metrics.jsonl, throughput.jsonl, to its trackers.
+
+A line of metrics.jsonl is of one robot and step: of training, or of validation with keys "validation/...".
+"""
 
 from __future__ import annotations
 
@@ -63,10 +66,11 @@ class RunLog:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[validation]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task("", total=self._train.steps, completed=done, loss="-")
+        self._task = self._bar.add_task("", total=self._train.steps, completed=done, loss="-", validation="")
 
     def __enter__(self) -> RunLog:
         if self._main:
@@ -84,15 +88,29 @@ class RunLog:
         """Account for one pass; a step may have several."""
         self._meter.add(output, batch)
 
-    def step(self, step: int, rate: float) -> None:
+    def step(self, step: int, rate: float, last: bool = False) -> None:
         """Step number `step` (from 1) is finished; every `log_every`-th and the last are written."""
-        if step % self._train.log_every == 0 or step == self._train.steps:
+        if last or step % self._train.log_every == 0 or step == self._train.steps:
             sums = self._all_sums()
             self._meter.reset()
             if self._main:
                 self._write(step, self._meter.summary(sums), rate)
         if self._main:
             self._bar.update(self._task, completed=step)
+
+    def validation(self, step: int, found: dict[str, dict[str, float]], told: str) -> None:
+        """Write metrics by robot, of held-out windows after `step` steps; `told` is shown beside the loss."""
+        if not self._main:
+            return
+        tracked = {}
+        for robot, metrics in found.items():
+            named = {f"validation/{key}": value for key, value in metrics.items()}
+            self._file.write(json.dumps({"step": step, "robot": robot, **named}) + "\n")
+            tracked |= {f"validation/{robot}/{key}": value for key, value in metrics.items()}
+        self._file.flush()
+        self._trackers.log(tracked, step)
+        self._bar.update(self._task, validation=f"validation {told}")
+        self._bar.console.print(f"step {step}: validation {told}", highlight=False)
 
     @property
     def sums(self) -> torch.Tensor:

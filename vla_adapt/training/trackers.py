@@ -109,7 +109,7 @@ class Trackers:
     def _options(self, name: str, own: str) -> dict[str, Any]:
         """What Accelerate's tracker class is made with; `own`: the run's name at this service."""
         if name == "tensorboard":
-            purge = {"purge_step": self._done} if self._done else {}
+            purge = {"purge_step": self._done + 1} if self._done else {}
             return {"run_name": "tensorboard", "logging_dir": str(self._folder), **purge}
         shared = {"run_name": self._project, "resume": "allow"}
         if name == "wandb":

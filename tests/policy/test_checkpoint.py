@@ -20,7 +20,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @settings(max_examples=15, deadline=None)
 @given(limit=st.integers(min_value=1, max_value=600))
-def test_fsdp_shards_hold_the_same_bytes_and_give_the_same_fingerprint(tmp_path_factory, limit):
+def test_shards_hold_the_same_bytes_and_give_the_same_fingerprint(tmp_path_factory, limit):
     whole, split = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("split")
     save_tensors(whole, tensors())
     save_tensors(split, tensors(), max_shard_bytes=limit)

@@ -28,11 +28,12 @@ from vla_adapt.training.learner import Learner
 
 
 class Shards:
-    """Shards `learner` in place; every method is collective.
+    """Shards `learner` in place; all processes make it and call its methods together, in the same order.
 
     Attributes:
         groups: as `Learner.groups`, but of plain tensors: this process's shards of what is sharded, under the
             same numbers. An optimizer over them updates the learner.
+        sharding: this, as what `RunState` puts together.
 
     Args:
         learner: on the CPU, with the same weights on every process.

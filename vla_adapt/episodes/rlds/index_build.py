@@ -27,7 +27,7 @@ def build_index(
     image_crc: bool = False,
     log: DamageLog | None = None,
 ) -> dict[str, str]:
-    """Read every record of `fsdp_shards` and write what was found into `folder`.
+    """Read every record of `shards` and write what was found into `folder`.
 
     Arrays [episodes]: "shard", "length" (steps) and "ordinal" (number among all episodes of the split, left
     out ones counted); those of the fields are `RecordColumns`'.

@@ -27,7 +27,7 @@ _GUESSED_RATIO = 4
 
 
 def unpack_shards(shards: Sequence[ShardFile], place: Path, payload_bytes: int | None) -> list[ShardFile]:
-    """`fsdp_shards`, the gzip- or zlib-compressed ones reading from plain copies below `place`.
+    """`shards`, the gzip- or zlib-compressed ones reading from plain copies below `place`.
 
     Says by a warning what disk space the copies take. A stream that is damaged is unpacked as far as it goes:
     whoever reads the records finds them cut.

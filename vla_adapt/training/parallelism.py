@@ -87,7 +87,7 @@ def _untried_in_shards(recipe: Recipe) -> str | None:
         return "train.compile: compiled blocks were never tried with shards; set train.compile=false"
     if train.optimizer.kind != "adamw":
         return (
-            f"optimizer '{train.optimizer.kind}' was never tried with shards, whose moments are small anyway; "
+            f"optimizer '{train.optimizer.kind}' was never tried with shards, which make moments small, too; "
             "set train.optimizer.kind=adamw"
         )
     return None

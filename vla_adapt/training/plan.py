@@ -36,8 +36,8 @@ from vla_adapt.training.rehearsal import Rehearsal
 from vla_adapt.training.setting import make_learner
 
 CUDA_CONTEXT_BYTES = 1 << 29
-# glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.5 .. 0.7).
-KEPT_BY_MALLOC = 0.6
+# glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.2 .. 0.5).
+KEPT_BY_MALLOC = 0.5
 NF4_BYTES = 0.5 + 0.127 / 8  # a number and its part of the block constants (Dettmers et al., 2305.14314)
 PREFETCHED = 2  # batches that each loader process keeps ready (the default of torch's DataLoader)
 

@@ -126,6 +126,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
         recipe.train.optimizer, groups, recipe.train.steps,
         recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
         {INVARIANCE: recipe.invariance.classifier_rate},
+        {INVARIANCE: recipe.invariance.classifier_momentum},
     )  # fmt: skip
     stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)

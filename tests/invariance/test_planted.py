@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from vla_adapt.invariance.objective import InvarianceConfig, InvarianceObjective
 from vla_adapt.invariance.probe import ProbeConfig, ProbeResult, probe
+from vla_adapt.training.learner import INVARIANCE
+from vla_adapt.training.optimizer import OptimizerConfig, make_optimizer
 
 ROBOTS = ("a", "b", "c")
 TASK, FEATURES, STEPS, ROWS, RATE = 4, 8, 600, 192, 2e-2
 SEEDS = range(5)
 CHANCE = 1 / len(ROBOTS)
+PROBED = 4800
 CONFIGS = {
     "none": InvarianceConfig(),
     "dann": InvarianceConfig(method="dann", weight=8.0, schedule="warmup"),
@@ -52,9 +55,12 @@ def outcome(method: str, seed: int) -> tuple[float, ProbeResult]:
     encoder = nn.Sequential(nn.Linear(TASK + 2, 32), nn.ReLU(), nn.Linear(32, FEATURES))
     head = nn.Linear(FEATURES, 2)
     objective = InvarianceObjective(CONFIGS[method], FEATURES, ROBOTS, seed=seed)
-    parameters = [*encoder.parameters(), *head.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    groups = {"policy": [*encoder.parameters(), *head.parameters()], INVARIANCE: [*objective.parameters()]}
+    optimizer, schedule = make_optimizer(
+        OptimizerConfig(learning_rate=RATE, warmup_steps=0), groups, STEPS,
+        multiples={INVARIANCE: objective.config.classifier_rate},
+        momenta={INVARIANCE: objective.config.classifier_momentum},
+    )  # fmt: skip
     for step in range(STEPS):
         inputs, answer, robots = draw(ROWS, noise)
         features = encoder(inputs)
@@ -64,11 +70,11 @@ def outcome(method: str, seed: int) -> tuple[float, ProbeResult]:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        inputs, answer, robots = draw(1200, torch.Generator().manual_seed(200 + seed))
+        inputs, answer, robots = draw(PROBED, torch.Generator().manual_seed(200 + seed))
         features = encoder(inputs)
         error = (head(features) - answer).square().mean().item()
     names = [ROBOTS[robot] for robot in robots.tolist()]
-    episodes = [f"{name}{row // 45}" for row, name in enumerate(names)]
+    episodes = [f"{name}{row // 120}" for row, name in enumerate(names)]
     return error, probe(features.numpy(), names, episodes, ProbeConfig(folds=3))
 
 

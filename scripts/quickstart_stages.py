@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
+from vla_adapt.evaluation.local_server import local_server
+from vla_adapt.resources import base_dir
+
 RUN = Path("runs/quickstart")
+READY = RUN / "server.url"
 ROBOTS = ("franka_panda", "ur5e", "bimanual_panda", "mobile_panda")
 EPISODES, HELD_OUT = 98, 6
 PRETRAIN_EPISODES = 400
@@ -101,7 +103,7 @@ def drive_all(episodes: int) -> None:
         say(f"already driven: {out}")
         return
     out.unlink(missing_ok=True)
-    with server("tiny", RUN / "bundles") as url:
+    with local_server(base_dir("tiny"), RUN / "bundles", READY) as url:
         for robot in ROBOTS:
             drive(url, robot, "LoRA", episodes, out)
 
@@ -114,7 +116,7 @@ def controls() -> None:
     rows = json.loads(out.read_text()) if out.is_file() else []
     done = {(row["robot"], row["label"]) for row in rows}
     if ("franka_panda", "LoRA") not in done:
-        with server("tiny", RUN / "bundles") as url:
+        with local_server(base_dir("tiny"), RUN / "bundles", READY) as url:
             drive(url, "franka_panda", "LoRA", CONTROL_EPISODES, out)
     for recipe, robot, label in CONTROLS:
         stage("control", f"{robot}: {label}", "3 minutes")
@@ -122,38 +124,14 @@ def controls() -> None:
         if (robot, label) in done:
             continue
         folder = Path("runs") / recipe
-        base = str(folder / "model") if (folder / "model").is_dir() else "tiny"
-        with server(base, folder / "bundles") as url:
+        base = folder / "model" if (folder / "model").is_dir() else base_dir("tiny")
+        with local_server(base, folder / "bundles", READY) as url:
             drive(url, robot, label, CONTROL_EPISODES, out)
 
 
 def drive(url: str, robot: str, label: str, episodes: int, out: Path) -> None:
     cell = ("--robot", robot, "--label", label, "--episodes", str(episodes))
     run("vla-adapt", "evaluate", "--closed-loop", "--url", url, *cell, "--out", str(out), "--append")
-
-
-@contextlib.contextmanager
-def server(base: str, bundles: Path) -> Iterator[str]:
-    """A running `vla-adapt serve`; yields its URL and ends it in any case."""
-    ready = RUN / "server.url"
-    ready.unlink(missing_ok=True)
-    command = [str(BIN / "vla-adapt"), "serve", "--base", base, "--adapters", str(bundles), "--port", "0"]
-    process = subprocess.Popen([*command, "--threads", "1", "--ready-file", str(ready)], env=ENVIRONMENT)
-    try:
-        deadline = time.monotonic() + 120
-        while not ready.is_file():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(
-                    f"the server did not start (exit code {process.poll()}); its output is above"
-                )
-            time.sleep(0.2)
-        yield ready.read_text().strip()
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 def up_to_date(out: Path, sources: list[Path], episodes: int, cells: int) -> bool:
@@ -202,4 +180,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:  # of the server
+        raise SystemExit(str(error)) from None

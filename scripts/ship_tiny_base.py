@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> None:
     with atomic_folder(target) as aside:
         model.save_pretrained(aside)
         save_head(head, aside)
+        shutil.copy(target / "README.md", aside)
         size = sum(file.stat().st_size for file in aside.iterdir())
         if size > LIMIT_BYTES:
             raise SystemExit(f"the base takes {size} bytes, at most {LIMIT_BYTES} may be shipped")

@@ -191,7 +191,12 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders")],
     out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
 ) -> None:
-    """One HTML page: curves, per-robot tables, predicted against true actions, closed loop, camera frames."""
+    """One HTML page: curves, per-robot tables, predicted against true actions, closed loop, camera frames.
+
+    Several runs are also laid side by side. Needs neither model nor data; a run may still be at work.
+
+    Example: vla-adapt report runs/one runs/two --out compared.html
+    """
     from vla_adapt.evaluation.report import write_report
 
     write_report(runs, out)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from vla_adapt.adaptation.licenses import CardConfig
 from vla_adapt.adaptation.method import Lora, Method
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
@@ -17,7 +18,10 @@ from vla_adapt.randomization.visual import AugmentationConfig, CenterCropArea
 from vla_adapt.resources import recipes_dir
 from vla_adapt.suggest import did_you_mean, parse_yaml, validate_model
 from vla_adapt.training.auxiliary import AuxiliaryConfig
+from vla_adapt.training.early_stop import ValidationConfig
+from vla_adapt.training.loss_balance import Balancing
 from vla_adapt.training.optimizer import OptimizerConfig
+from vla_adapt.training.trackers import TrackerName
 
 
 class PolicyConfig(BaseModel):
@@ -62,8 +66,20 @@ class TrainConfig(BaseModel):
     deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
     patience_s: float = Field(default=1800, gt=0, description="a step waits so long for the slowest process")
     log_samples: bool = Field(default=False, description="write which episode and step every sample was")
+    trackers: tuple[TrackerName, ...] = Field(
+        default=("tensorboard",), description="of tensorboard, wandb, trackio; beside metrics.jsonl"
+    )
+    project: str = Field(default="vla_adapt", description="what wandb and trackio list the run under")
     precision: str = Field(default="fp32", pattern="^(fp32|bf16)$")
     optimizer: OptimizerConfig = OptimizerConfig()
+    ema: float = Field(
+        default=0.0, ge=0, lt=1,
+        description="decay of the average of all that trains, which is validated and goes into bundles",
+    )  # fmt: skip
+    balance: Balancing = Field(
+        default="none",
+        description="a robot's loss counts by its samples, as much as any other's, or in its own scale",
+    )
 
 
 class EvaluationConfig(BaseModel):
@@ -71,12 +87,16 @@ class EvaluationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     windows: int = Field(default=400, gt=0, description="held-out windows per robot, evenly spaced")
+    drawn_episodes: int = Field(
+        default=3, ge=0, description="held-out episodes per robot kept for the report"
+    )
+    drawn_windows: int = Field(default=48, gt=0, description="predictions over each of them, evenly spaced")
 
 
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
     "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "keep",
-    "deterministic", "patience_s",
+    "deterministic", "patience_s", "trackers", "project",
 }  # fmt: skip
 
 # A list of datasets, or a mapping when there is more to say: a named mixture, balance, order.
@@ -108,7 +128,9 @@ class Recipe(BaseModel):
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     invariance: InvarianceConfig = InvarianceConfig()
     train: TrainConfig = TrainConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    card: CardConfig = CardConfig()
 
     @staticmethod
     def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -153,7 +175,11 @@ class Recipe(BaseModel):
     def training_text(self) -> str:
         """`to_text` without what changes no sample and no update: a run may go on when it is equal."""
         cache = {"cache", "cache_dir"}
-        unread = {"title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE}
+        drawn = {"drawn_episodes", "drawn_windows"}
+        unread = {
+            "title": True, "policy": {"constants"}, "adaptation": cache, "train": _NO_UPDATE, "card": True,
+            "evaluation": drawn,
+        }  # fmt: skip
         return yaml.safe_dump(self.model_dump(mode="json", exclude=unread), sort_keys=False)
 
     def to_text(self) -> str:

@@ -117,6 +117,7 @@ def test_what_never_runs_is_dropped_and_counted(imported, original_base):
     attention = "vision_backbone.featurizer.encoder.layer.0.attention"
     assert torch.equal(factors[f"{attention}.q_proj"].a, factors[f"{attention}.v_proj"].a)
     assert bundle.facts["imported"]["dropped_modules"] == list(report.dropped)
+    assert bundle.facts["environment"][0]["packages"]["torch"]
 
 
 def test_the_golden_pair_is_replayed_and_no_state_is_wanted(imported, original_base):

@@ -14,12 +14,14 @@ from vla_adapt.invariance.objective import InvarianceConfig, InvarianceObjective
 from vla_adapt.invariance.probe import ProbeConfig, ProbeResult, probe
 from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.optimizer import OptimizerConfig, make_optimizer
+from vla_adapt.training.weight_average import WeightAverage
 
 ROBOTS = ("a", "b", "c")
 TASK, FEATURES, STEPS, ROWS, RATE = 4, 8, 600, 192, 2e-2
 SEEDS = range(5)
 CHANCE = 1 / len(ROBOTS)
 PROBED = 4800
+EMA = 0.98
 CONFIGS = {
     "none": InvarianceConfig(),
     "dann": InvarianceConfig(method="dann", weight=8.0, schedule="warmup"),
@@ -61,6 +63,7 @@ def outcome(method: str, seed: int) -> tuple[float, ProbeResult]:
         multiples={INVARIANCE: objective.config.classifier_rate},
         momenta={INVARIANCE: objective.config.classifier_momentum},
     )  # fmt: skip
+    average = WeightAverage(nn.ModuleList([encoder, head]), EMA)
     for step in range(STEPS):
         inputs, answer, robots = draw(ROWS, noise)
         features = encoder(inputs)
@@ -69,7 +72,8 @@ def outcome(method: str, seed: int) -> tuple[float, ProbeResult]:
         loss.backward()
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
+        average.update()
+    with torch.no_grad(), average.in_place():
         inputs, answer, robots = draw(PROBED, torch.Generator().manual_seed(200 + seed))
         features = encoder(inputs)
         error = (head(features) - answer).square().mean().item()

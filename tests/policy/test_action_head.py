@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from vla_adapt.policy.action_head import ActionHead, HeadConfig, ProprioEncoder, masked_mean
+from vla_adapt.policy.heads import make_head
 
 
 @pytest.mark.parametrize("wrong", [{"kind": "diffusion"}, {"horizon": 0}, {"horizn": 4}, {"hidden": 0}])
@@ -26,6 +27,11 @@ def test_wrong_configurations_are_refused(wrong):
         ({"kind": "tokens", "flow_layers": 1}, "flow_layers is a knob of the flow head"),
         ({"kind": "parallel", "noise_seed": 1}, "noise_seed is a knob of the flow head"),
         ({"kind": "tokens", "proprio": False, "hidden": 8}, "hidden has no effect"),
+        (
+            {"kind": "parallel", "label_smoothing": 0.1},
+            "label_smoothing is a knob of the tokens head and has",
+        ),
+        ({"kind": "tokens", "dropout": 0.1}, "dropout is a knob of the parallel and readout and flow head"),
         ({"condition": "token", "condition_tokens": 4}, "condition_tokens is the length of a soft_prompt"),
     ],
 )
@@ -33,6 +39,35 @@ def test_knobs_without_effect_are_refused(given, message):
     with pytest.raises(ValidationError, match=message):
         HeadConfig.model_validate(given)
     HeadConfig.model_validate(HeadConfig(kind=given.get("kind", "parallel")).model_dump())
+
+
+@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"kind": "tokens", "label_smoothing": -0.1}])
+def test_shares_lie_between_0_and_1(wrong):
+    with pytest.raises(ValidationError, match=list(wrong)[-1]):
+        HeadConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize("kind", ["parallel", "readout", "flow"])
+def test_dropout_is_of_training_only(tiny_model, make_batch, kind):
+    batch = make_batch(horizon=2)
+    plain, dropping = (
+        make_head(HeadConfig(kind=kind, horizon=2, dropout=dropout), tiny_model, seed=0)
+        for dropout in (0.0, 0.5)
+    )
+
+    def losses(head: ActionHead) -> torch.Tensor:
+        torch.manual_seed(0)
+        return head(tiny_model, batch).loss_per_sample
+
+    assert not torch.equal(losses(dropping.train()), losses(plain.train()))
+    assert torch.equal(losses(dropping), losses(dropping)), "the same draws from the global generator"
+    assert torch.equal(losses(dropping.eval()), losses(plain.eval()))
+
+
+def test_heads_that_answer_alike_are_told_by_what_they_serve():
+    plain = HeadConfig(kind="readout", horizon=2)
+    assert HeadConfig(kind="readout", horizon=2, dropout=0.5).served == plain
+    assert HeadConfig(kind="readout", horizon=3, dropout=0.5).served != plain
 
 
 def test_masked_mean_is_over_what_counts():

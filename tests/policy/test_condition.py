@@ -47,3 +47,13 @@ def test_a_base_head_takes_a_condition_but_no_other_change(tiny_model):
     assert torch.equal(told.state_dict()["fc1.weight"], plain.state_dict()["fc1.weight"])
     with pytest.raises(ValueError, match="make them equal"):
         with_condition(plain, HeadConfig(kind="parallel", horizon=4, condition="token"), tiny_model)
+
+
+def test_a_base_head_takes_what_changes_training_only_and_keeps_all_weights(tiny_model):
+    config = HeadConfig(kind="parallel", horizon=2, condition="token")
+    head = make_head(config, tiny_model, seed=0)
+    dropping = with_condition(head, config.model_copy(update={"dropout": 0.25}), tiny_model)
+    assert dropping.config.dropout == dropping.drop.p == 0.25  # type: ignore[union-attr]
+    before, after = head.state_dict(), dropping.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
+from vla_adapt.policy.backbone import look
 from vla_adapt.policy.heads import HeadConfig, make_head
 
 ROBOTS = ("franka_panda", "mobile_panda", "base_only")
@@ -79,3 +81,43 @@ def test_steps_past_the_end_do_not_teach_the_end_of_sequence(tiny_model, make_ba
     eos = one_step.loss_per_sample * 8 - two_steps.loss_per_sample * 7
     assert eos.item() > 0.5
     torch.testing.assert_close(two_steps.prediction[:, 0], one_step.prediction[:, 0])
+
+
+def test_label_smoothing_spreads_labels_over_the_bins_only(tiny_model, make_batch):
+    """Against cross-entropy with soft labels that are written out; EOS keeps its hard label."""
+    batch = make_batch(horizon=2, robots=ROBOTS, padded_steps=1)
+    share = 0.2
+    config = HeadConfig(kind="tokens", horizon=2, proprio=False, label_smoothing=share)
+    head = make_head(config, tiny_model).train()
+    question = head.ask(tiny_model, batch)
+    seen = look(tiny_model, batch, question)
+    codec, labels = tiny_model.action_tokenizer(), question.labels
+    wanted = []
+    for row in range(3):
+        first = seen.patches.shape[1] + int(batch.attention_mask[row].sum()) - 1
+        places = labels[row] >= 0
+        hidden = seen.hidden[row, first : first + len(places)][places]
+        logits, own = tiny_model.language_model.lm_head(hidden), labels[row][places]
+        soft = nn.functional.one_hot(own, logits.shape[1]).double()
+        action = own >= codec.first_id
+        assert action.sum() >= len(own) - 1
+        soft[action] *= 1 - share
+        soft[action, codec.first_id : codec.vocab_size] += share / 256
+        assert torch.allclose(soft.sum(dim=1), torch.ones(len(own)).double())
+        wanted.append(-(soft * logits.double().log_softmax(dim=1)).sum(dim=1).mean())
+    got = head.answer(tiny_model, batch, question, seen).loss_per_sample
+    torch.testing.assert_close(got.double(), torch.stack(wanted), atol=1e-5, rtol=1e-5)
+
+
+def test_without_smoothing_and_in_eval_mode_the_loss_is_the_plain_one(tiny_model, make_batch):
+    batch = make_batch(horizon=2, robots=ROBOTS)
+    plain, smooth = (
+        make_head(
+            HeadConfig(kind="tokens", horizon=2, proprio=False, label_smoothing=share), tiny_model, seed=0
+        )
+        for share in (0.0, 0.2)
+    )
+    loss = plain.eval()(tiny_model, batch).loss_per_sample
+    assert torch.equal(plain.train()(tiny_model, batch).loss_per_sample, loss)
+    assert torch.equal(smooth.eval()(tiny_model, batch).loss_per_sample, loss)
+    assert not torch.equal(smooth.train()(tiny_model, batch).loss_per_sample, loss)

@@ -85,6 +85,11 @@ def plain(head: str, **more: Any) -> dict[str, Any]:
             "invariance 'mmd' at 'hidden': with adaptation 'frozen' nothing",
         ),
         ({"adaptation": {"kind": "none"}, "invariance": {"method": "coral"}}, "invariance 'coral'"),
+        (
+            {"adaptation": {"kind": "none"}, "train": {"ema": 0.9}, "validation": {"every": 5}},
+            "validation.every, train.ema: with adaptation 'none' nothing trains; leave it out",
+        ),
+        ({"train": {"steps": 0, "balance": "equal"}}, "train.balance: with train.steps=0 nothing trains"),
     ],
 )  # fmt: skip
 def test_refusals(make_recipe: MakeRecipe, changes: dict[str, Any], message: str):
@@ -99,6 +104,18 @@ def test_all_reasons_are_given_at_once(make_recipe: MakeRecipe):
     both = make_recipe("r", adaptation=STAGED, train={"steps": 1}, warm_start={"ur5e": "x"})
     with pytest.raises(ValueError, match=r"a stage begins at step 2.*; warm_start: "):
         check_compatible(both)
+
+
+@pytest.mark.parametrize("balance", ["equal", "uncertainty"])
+def test_balance_without_effect_is_noted(make_recipe: MakeRecipe, balance: str):
+    method = {"kind": "lora", "rank": 2}
+    notes = {}
+    for name, shared in (("own", None), ("shared", {"rank": 2})):
+        recipe = make_recipe("r", adaptation=method | {"shared": shared}, train={"balance": balance})
+        notes[name] = check_compatible(recipe)
+    assert notes["shared"] == []
+    (note,) = notes["own"]
+    assert note.startswith(f"train.balance '{balance}' changes next to nothing")
 
 
 @pytest.mark.parametrize(("mode", "head", "inputs"), list(product(MODES, HEADS, INPUTS)))

@@ -29,7 +29,10 @@ def left(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_kills_change_nothing(make_recipe: Callable[..., Recipe], launcher, tmp_path: Path):
-    """Every step is saved, so that about half of the kills come while a checkpoint is written."""
+    """Every step is saved, so that about half of the kills come while a checkpoint is written.
+
+    The run also averages weights, learns how to balance robots, validates and keeps the best state.
+    """
 
     def recipe(name: str) -> Recipe:
         train = {
@@ -39,9 +42,12 @@ def test_twenty_kills_change_nothing(make_recipe: Callable[..., Recipe], launche
             "save_every": 1,
             "log_samples": True,
             "keep": 5,
+            "ema": 0.9,
+            "balance": "uncertainty",
         }
         method = {"kind": "lora", "rank": 4, "alpha": 8, "dropout": 0.1, "targets": "attention"}
-        return make_recipe(str(tmp_path / name), train=train, adaptation=method)
+        options = {"every": 4, "windows": 2, "metric": "error"}
+        return make_recipe(str(tmp_path / name), train=train, adaptation=method, validation=options)
 
     whole = launcher(recipe("whole"))
     assert whole.codes == [0, 0], whole.said[0][-3000:]
@@ -70,4 +76,9 @@ def test_twenty_kills_change_nothing(make_recipe: Callable[..., Recipe], launche
     one, two = left(tmp_path / "whole"), left(tmp_path / "cut")
     assert one.keys() == two.keys()
     assert [name for name in one if one[name] != two[name]] == []
-    assert not checkpoints.exists(), "a finished run needs none"
+    kept = [
+        [each.name for each in (run / "checkpoints").glob("step-*")]
+        for run in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 1, "a finished run needs none but the best"

@@ -63,6 +63,33 @@ def test_mixed_loss_is_the_sample_mean(setting: Setting):
     assert output["loss"].item() == pytest.approx(each.mean().item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("balance", ["equal", "uncertainty"])
+def test_robots_are_balanced_in_the_total_only(
+    make_recipe: Callable[..., Recipe], two_robot_data: dict[str, Path], tmp_path: Path, balance: str
+):
+    mixture = [
+        {"path": str(path), "weight": weight}
+        for path, weight in zip(two_robot_data.values(), (3, 1), strict=True)
+    ]
+    setting = prepare(make_recipe(str(tmp_path), mixture=mixture, train={"balance": balance}))
+    batch, learner = mixed(setting), setting.learner
+    assert ("balance" in learner.groups()) == (balance == "uncertainty")
+    scale = torch.tensor([0.5 / 0.75, 0.5 / 0.25])
+    if balance == "uncertainty":
+        scale = torch.tensor([2.0, 0.5])
+        with torch.no_grad():
+            learner.balance.log_scales.copy_(-scale.log())  # type: ignore[union-attr]
+    output = learner(batch)
+    rows = torch.tensor([list(setting.robots).index(robot) for robot in batch.robots])
+    wanted = (output["loss_per_sample"] * scale[rows]).mean()
+    if balance == "uncertainty":
+        wanted = wanted - scale.log()[rows].mean()
+    torch.testing.assert_close(output["loss"], wanted)
+    plain = prepare(make_recipe(str(tmp_path), mixture=mixture)).learner(batch)
+    assert torch.equal(output["loss_per_sample"], plain["loss_per_sample"])
+    assert plain["loss"] != output["loss"]
+
+
 def test_mixed_pass_equals_each_robot_alone(setting: Setting):
     batch = mixed(setting)
     together = setting.learner(batch)

@@ -42,6 +42,12 @@ def test_what_a_run_leaves(finished_run: Path):
     assert wanted <= rows[0].keys()
     assert len(json.loads((finished_run / "open_loop.json").read_text())) == 2
     assert list((finished_run / "tensorboard").iterdir())
+    timed = [json.loads(line) for line in (finished_run / "throughput.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in timed] == [1, 2, 3]
+    told = json.loads((finished_run / "summary.json").read_text())["robots"]
+    assert {name: facts["data"][0]["steps"] for name, facts in told.items()} == dict.fromkeys(told, 21)
+    started = json.loads((finished_run / "environment.json").read_text())
+    assert Bundle.load(finished_run / "bundles" / "ur5e").facts["environment"] == started
     assert not (finished_run / "checkpoints").exists()
     assert not (finished_run / "model").exists(), "an adapter run must not save or merge the base"
 
@@ -158,6 +164,24 @@ def test_nan_loss_stops_with_a_reason(make_recipe: Callable[..., Recipe], tmp_pa
     )
     with pytest.raises(ValueError, match=message):
         loop.train(make_recipe(str(tmp_path / "r"), train=train))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
+    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    genuine = loop.clip_per_robot
+
+    def spoil(groups: Any, clip_norm: float) -> Any:
+        norms = genuine(groups, clip_norm)
+        return [norms[0] * float("nan"), *norms[1:]] if spoil.calls.pop() == 3 else norms  # type: ignore[attr-defined]
+
+    spoil.calls = [4, 3, 2, 1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(loop, "clip_per_robot", spoil)
+    recipe = make_recipe(str(tmp_path / "r"), train={"steps": 4, "batch_size": 4, "save_every": 1})
+    message = r"the gradient of ur5e is not finite at step 2, the loss is; this process had \w+_fake episode "
+    with pytest.raises(ValueError, match=message):
+        loop.train(recipe)
+    assert (tmp_path / "r" / "checkpoints" / "latest").read_text() == "step-00000002\n"
 
 
 def test_dropout_is_off_when_the_golden_pair_is_made(

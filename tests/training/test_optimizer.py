@@ -41,7 +41,8 @@ def test_a_group_may_have_its_own_rate_and_momentum():
 def test_one_robots_spike_does_not_shrink_anothers_step():
     wild, calm = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
     wild.grad, calm.grad = torch.full((4,), 1e6), torch.full((4,), 0.1)
-    clip_per_robot([[wild], [calm]], 1.0)
+    norms = clip_per_robot([[wild], [calm]], 1.0)
+    assert [norm.item() for norm in norms] == pytest.approx([2e6, 0.2])
     assert wild.grad.norm() == pytest.approx(1.0, rel=1e-3)
     assert torch.equal(calm.grad, torch.full((4,), 0.1))
 

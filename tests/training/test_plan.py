@@ -75,6 +75,15 @@ HEAD = {"kind": "parallel", "horizon": 4, "proprio": True}
         {"invariance": {"method": "dann"}},
         {"train": {**TRAIN, "precision": "bf16"}},
         {"policy": {"head": HEAD, "more_cameras": ["wrist"]}},
+        {
+            "policy": {"head": {"kind": "flow", "horizon": 2, "dropout": 0.1}},
+            "train": {**TRAIN, "balance": "uncertainty", "ema": 0.9},
+        },
+        {
+            "policy": {"head": {"kind": "tokens", "horizon": 2, "label_smoothing": 0.1}},
+            "train": {**TRAIN, "balance": "equal"},
+            "validation": {"every": 2},
+        },
     ],
     ids=(
         "tokens",
@@ -87,6 +96,8 @@ HEAD = {"kind": "parallel", "horizon": 4, "proprio": True}
         "dann",
         "bf16",
         "two cameras",
+        "averaged and balanced",
+        "smoothed and validated",
     ),
 )
 @pytest.mark.slow
@@ -94,6 +105,8 @@ def test_every_kind_of_run_is_planned(changes: dict[str, Any], make_recipe: Make
     plan = make_plan(make_recipe(str(tmp_path), **changes))
     learner = prepare(make_recipe(str(tmp_path), **changes)).learner
     assert plan.trained == {name: sum(p.numel() for p in g) for name, g in learner.groups().items()}
+    averaged = 4 * sum(plan.trained.values()) if changes.get("train", {}).get("ema") else 0
+    assert plan.memory.get("average", 0) == averaged
     assert plan.memory["activations"] > 0
     assert plan.flops > 1e6
 

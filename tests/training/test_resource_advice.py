@@ -23,8 +23,19 @@ def test_the_smallest_change_that_helps_comes_first(make_recipe: Callable[..., R
     assert said == (
         "out of memory with 6 samples at once on each process (CUDA out of memory): "
         "train.accumulate=4 takes 3 at once, to the same end, or more processes than 2 share the batch, or "
+        "train.checkpointing=true keeps few activations, to the same end, in more time, or "
         "train.precision=bf16 halves weights and activations"
     )
+
+
+def test_what_is_done_already_or_saves_nothing_is_not_advised(make_recipe: Callable[..., Recipe]):
+    train = {"batch_size": 2, "precision": "bf16"}
+    said = memory_advice(ERROR, make_recipe("r", train={**train, "checkpointing": True}), world=1)
+    assert "checkpointing" not in said
+    kept = {"policy": {"head": {"kind": "readout"}}, "adaptation": {"kind": "frozen"}}
+    assert "checkpointing" not in memory_advice(ERROR, make_recipe("r", train=train, **kept), world=1)
+    uncached = {**kept, "adaptation": {"kind": "frozen", "cache": False}}
+    assert "checkpointing" in memory_advice(ERROR, make_recipe("r", train=train, **uncached), world=1)
 
 
 def test_single_samples_cannot_be_split(make_recipe: Callable[..., Recipe]):

@@ -87,6 +87,40 @@ def test_a_finished_run_keeps_the_best_only(make_recipe: MakeRecipe, tmp_path: P
     assert torch.equal(weight(state), weight(make(2)))
 
 
+def test_a_kill_before_its_publication_does_not_hide_the_best(make_recipe: MakeRecipe, tmp_path: Path):
+    recipe = make_recipe(str(tmp_path), train={"steps": 9, "batch_size": 8, "keep": 1})
+    before = keeper(recipe)
+    save(before, 2, metric=2.0)
+    save(before, 4, metric=1.0)
+    (before.folder.root / "best").write_text(json.dumps({"step": 2, "metric": 2.0}))
+    after = keeper(recipe)
+    assert after.restore(make(0)).step == 4
+    assert after.folder.best() == (4, 1.0)
+    save(after, 6, metric=3.0)
+    assert after.folder.steps() == [6, 4]
+
+
+def test_a_best_one_later_than_where_the_run_goes_on_is_forgotten(make_recipe: MakeRecipe, tmp_path: Path):
+    recipe = make_recipe(str(tmp_path))
+    before = keeper(recipe)
+    save(before, 2, metric=2.0)
+    save(before, 4, metric=1.0)
+    (before.folder.path(4) / "optimizer.pt").unlink()
+    after = keeper(recipe)
+    assert after.restore(make(0)).step == 2
+    assert after.folder.best() == (2, 2.0)
+
+
+def test_the_best_comes_back_or_what_is_wrong_with_it(make_recipe: MakeRecipe, tmp_path: Path):
+    kept = keeper(make_recipe(str(tmp_path)))
+    save(kept, 2, seed=2, metric=1.0)
+    last = save(kept, 4, seed=4, metric=3.0)
+    assert kept.restore_best(2, last) == ""
+    assert torch.equal(weight(last), weight(make(2)))
+    (kept.folder.path(2) / "trained.safetensors").unlink()
+    assert kept.restore_best(2, make(9)) == "the best, of step 2, is lost: trained.safetensors is missing"
+
+
 def test_sums_of_another_number_of_ranks_go_to_the_first(make_recipe: MakeRecipe, tmp_path: Path):
     recipe = make_recipe(str(tmp_path))
     save(keeper(recipe), 3)

@@ -7,11 +7,9 @@ taken over exactly.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,11 @@ from PIL import Image, UnidentifiedImageError
 
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.adaptation.bundle import MANIFEST, Bundle, Golden
-from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.card import NOT_MEASURED, CardFacts, model_card
+from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.factors import Factor, read_factors, write_factors
 from vla_adapt.adaptation.folder import claim_folder, told_disk_errors
+from vla_adapt.adaptation.licenses import base_license, base_on_hub
 from vla_adapt.adaptation.original_head import ORIGINAL_HEAD, describe, is_originals, stored_head
 from vla_adapt.adaptation.original_names import factors_to_ours
 from vla_adapt.adaptation.original_statistics import (
@@ -122,7 +122,7 @@ def import_adapter(
         notes.append("the folder's name says image_aug: such policies are served with --center-crop 0.9")
     bundle = _bundle(base, saved.config, factors, embodiment, statistics, choices)
     bundle.facts = _facts(saved.config, key, len(factors), dropped, notes)
-    bundle.card = _card(bundle, saved.config, key)
+    bundle.card = _card(bundle, saved.config, key, Path(base_dir))
     bundle = bundle.with_golden(_golden(bundle, base, choices))
     with told_disk_errors(out):
         bundle.save(out)
@@ -219,22 +219,23 @@ def _facts(
             "notes": notes,
         },
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("vla_adapt", "torch", "transformers", "peft", "numpy")},
+        "environment": [this_start()],
     }
 
 
-def _card(bundle: Bundle, config: LoraConfig, key: str) -> str:
-    described = {
-        "recipe": "imported from the original finetune.py",
-        "base": bundle.base_fingerprint[:12],
-        "adaptation": f"LoRA r={config.r}, alpha={config.lora_alpha}",
-        "head": "tokens, horizon 1",
-        "image": str(bundle.observation),
-        "state": "not read",
-        "constants": "none",
-        "data": key,
-        "steps": "not recorded",
-        "held_out": "not measured",
-    }
-    return model_card(bundle.embodiment, described)
+def _card(bundle: Bundle, config: LoraConfig, key: str, base: Path) -> str:
+    return model_card(bundle.embodiment, CardFacts(
+        recipe="imported from the original finetune.py",
+        base=bundle.base_fingerprint[:12],
+        adaptation=f"LoRA r={config.r}, alpha={config.lora_alpha}",
+        head="tokens, horizon 1",
+        image=str(bundle.observation),
+        state="not read",
+        constants="none",
+        data=f"{key} (as the original's statistics name it)",
+        steps="not recorded",
+        held_out=NOT_MEASURED,
+        statistics=bundle.action_statistics,
+        base_model=base_on_hub(base),
+        base_license=base_license(base),
+    ))  # fmt: skip

@@ -6,17 +6,15 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from vla_adapt.adaptation.bundle import MANIFEST, Bundle, read_manifest
+from vla_adapt.adaptation.front_matter import split_front_matter, with_front_matter
 
 CARD = "README.md"
-_FENCE = "---\n"
 _HTTP_LIBRARIES = (
     "httpx",
     "httpx2",
@@ -108,26 +106,11 @@ def hub_card(card: str, robot: str, base_model: str | None) -> str:
 
     Fields the card already has are kept; a license is never made up.
     """
-    written, text = _split_card(card)
-    tags = [*written.pop("tags", []), "vla_adapt", "openvla", "robotics", "lora", robot]
-    fields: dict[str, Any] = {"library_name": "peft", "pipeline_tag": "robotics"} | written
+    fields, text = split_front_matter(card, CARD)
+    tags = [*fields.pop("tags", []), "vla_adapt", "openvla", "robotics", "lora", robot]
     if base_model is not None:
         fields |= {"base_model": base_model, "base_model_relation": "adapter"}
-    data = ModelCardData(**fields, tags=list(dict.fromkeys(tags)), ignore_metadata_errors=False)
-    return f"{_FENCE}{data.to_yaml()}\n{_FENCE}\n{text.lstrip()}"
-
-
-def _split_card(card: str) -> tuple[dict[str, Any], str]:
-    if not card.startswith(_FENCE):
-        return {}, card
-    head, _, text = card[len(_FENCE) :].partition(f"\n{_FENCE}")
-    try:
-        fields = yaml.safe_load(head)
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"the front matter of {CARD} is not valid YAML ({str(error).splitlines()[0]})"
-        ) from None
-    return (fields if isinstance(fields, dict) else {}), text
+    return with_front_matter(fields, tags, text)
 
 
 def _check_name(what: str, name: str) -> None:

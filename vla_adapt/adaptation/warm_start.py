@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,8 @@ from vla_adapt.adaptation.action_adapter import (
 from vla_adapt.adaptation.action_pairs import PairingConfig, pair_actions
 from vla_adapt.adaptation.attach import load_adapter
 from vla_adapt.adaptation.bundle import Bundle, Golden
-from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.card import CardFacts, model_card
+from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_action_adapter
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
@@ -83,7 +83,9 @@ def make_warm_bundle(
     adapter, errors = fit_action_adapter(pairs, *sides, adapter_config, fit, seed)
     started = started_bundle(bundle, base, adapter, robot, measured)
     names = ", ".join(dataset.name for dataset in target)
-    started.facts = {"warm_start": {"from": bundle.robot, "data": names, **adapter.facts}}
+    started.facts = {
+        "warm_start": {"from": bundle.robot, "data": names, **adapter.facts}, "environment": [this_start()],
+    }  # fmt: skip
     started.card = model_card(robot, _described(bundle, started, names, errors))
     episode, policy = target[0][0], started.attach(base)
     image, state = episode.image(0, policy.camera), None
@@ -182,7 +184,7 @@ def _check_run(
     if got != wanted:
         raise ValueError(f"{where} has {got}, the recipe trains {wanted}; make `adaptation` the same")
     config = _head_of(bundle, model).config
-    if config != head.config:
+    if config.served != head.config.served:
         raise ValueError(f"{where} has the head {config}, the recipe wants {head.config}; make them equal")
 
 
@@ -200,19 +202,22 @@ def _head_of(bundle: Bundle, base: OpenVLA) -> ActionHead:
     return load_head(bundle.folder, base)
 
 
-def _described(before: Bundle, started: Bundle, names: str, errors: FitErrors) -> dict[str, Any]:
+def _described(before: Bundle, started: Bundle, names: str, errors: FitErrors) -> CardFacts:
     head = started.head
     assert head is not None
-    return {
-        "recipe": "none: a start, not trained on this robot",
-        "base": started.base_fingerprint[:12],
-        "adaptation": f"copied from the bundle of '{before.robot}'",
-        "head": f"{head.config.kind}, horizon {head.horizon}, mapped from '{before.robot}'",
-        "image": str(started.observation),
-        "state": "read" if head.config.proprio and started.proprio_statistics is not None else "not read",
-        "constants": "none",
-        "data": f"{names} (for the map of actions only)",
-        "steps": 0,
-        "held_out": f"of the map, given the other robot's actions: {errors.adapter:.3f} (copying shared "
+    return CardFacts(
+        recipe="none: a start, not trained on this robot",
+        base=started.base_fingerprint[:12],
+        adaptation=f"copied from the bundle of '{before.robot}'",
+        head=f"{head.config.kind}, horizon {head.horizon}, mapped from '{before.robot}'",
+        image=str(started.observation),
+        state="read" if head.config.proprio and started.proprio_statistics is not None else "not read",
+        constants="none",
+        data=f"{names} (for the map of actions only)",
+        steps=0,
+        held_out=f"of the map, given the other robot's actions: {errors.adapter:.3f} (copying shared "
         f"slots {errors.copy:.3f}, predict-the-mean {errors.mean:.3f})",
-    }
+        statistics=started.action_statistics,
+        horizon=head.horizon,
+        adapted=started.adapter_config is not None,
+    )

@@ -1,4 +1,8 @@
-"""Open a stored dataset of any format: find its folder, its entry, its embodiment, and index it."""
+"""Open a stored dataset of any format: find its folder, its entry, its embodiment, and index it.
+
+Readers of HDF5 and LeRobot are imported when such a dataset is met: their libraries are heavy (h5py 10 MB,
+pyarrow 26 MB, PyAV 16 MB of memory), and processes that read RLDS, one per worker, do without.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.hdf5.hdf5_layout import hdf5_files
-from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
-from vla_adapt.episodes.lerobot.lerobot_meta import is_lerobot
-from vla_adapt.episodes.lerobot.lerobot_store import LEROBOT_REMEDY, conventional_entry, open_lerobot
 from vla_adapt.episodes.mapping.entry import SIDECAR, DatasetEntry, read_sidecar
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.oxe import CATALOGUE, find_entry
@@ -19,7 +19,11 @@ from vla_adapt.episodes.rlds.shards import RldsFolder
 from vla_adapt.episodes.storage.byte_source import is_url
 from vla_adapt.episodes.storage.damage import OnError
 from vla_adapt.episodes.storage.feature_spec import STEPS
+from vla_adapt.episodes.storage.format_marks import hdf5_files, is_lerobot
 from vla_adapt.episodes.storage.stored import StoredEpisodes
+
+# An entry, and the embodiment stored beside the data, if any.
+Found = tuple[DatasetEntry, Embodiment | None]
 
 
 def open_dataset(
@@ -64,33 +68,67 @@ def open_dataset(
     given = find_entry(entry) if isinstance(entry, str | Path) else entry
     local = None if is_url(path) else Path(path)
     if local is not None and hdf5_files(local):
-        folder = local if local.is_dir() else local.parent
-        found = _own_entry(folder, local.stem, given)
-        if found is None:
-            raise _no_entry(str(local), local.stem, Hdf5Store.names(local))
-        found = Hdf5Store.with_episode_names(found[0]), found[1]
-        fields = found[0].stored_fields
-        store: StoredEpisodes = Hdf5Store(local, split, fields, cache_dir, on_error, image_scale)
-        _warn_idle(store, found[0], verify_images, image_scale)
+        store, found = _open_hdf5(local, split, given, cache_dir, on_error, verify_images, image_scale)
     elif local is not None and is_lerobot(local):
+        robot = embodiment.name if isinstance(embodiment, Embodiment) else embodiment
         found = _own_entry(local, "", given)
-        if found is None and embodiment is None:
-            raise ValueError(f"{local}: LeRobot dataset without {SIDECAR}; {LEROBOT_REMEDY}")
-        store = open_lerobot(local, split, cache_dir, on_error, verify_images, image_scale)
-        if found is None:
-            robot = embodiment.name if isinstance(embodiment, Embodiment) else str(embodiment)
-            found = conventional_entry(store, robot), None
+        store, found = _open_lerobot(
+            local, robot, split, found, cache_dir, on_error, verify_images, image_scale
+        )
     else:
         rlds = RldsFolder.open(path, cache_dir)
-        found = _own_entry(rlds.path, rlds.name, given)
-        if found is None:  # before the index is built: without an entry nothing can be done with it
+        known = _own_entry(rlds.path, rlds.name, given)
+        if known is None:  # before the index is built: without an entry nothing can be done with it
             raise _no_entry(rlds.origin, rlds.name, (f.removeprefix(STEPS) for f in rlds.leaves))
-        store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
+        store, found = (
+            RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale),
+            known,
+        )
     own_entry, recorded = found
     return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
 
 
-def _warn_idle(store: Hdf5Store, entry: DatasetEntry, verify_images: bool, image_scale: int | None) -> None:
+def _open_hdf5(
+    path: Path,
+    split: str,
+    given: DatasetEntry | None,
+    cache_dir: str | Path | None,
+    on_error: OnError,
+    verify_images: bool,
+    image_scale: int | None,
+) -> tuple[StoredEpisodes, Found]:
+    from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
+
+    found = _own_entry(path if path.is_dir() else path.parent, path.stem, given)
+    if found is None:
+        raise _no_entry(str(path), path.stem, Hdf5Store.names(path))
+    entry = Hdf5Store.with_episode_names(found[0])
+    store = Hdf5Store(path, split, entry.stored_fields, cache_dir, on_error, image_scale)
+    _warn_idle(store, entry, verify_images, image_scale)
+    return store, (entry, found[1])
+
+
+def _open_lerobot(
+    path: Path,
+    robot: str | Path | None,
+    split: str,
+    found: Found | None,
+    cache_dir: str | Path | None,
+    on_error: OnError,
+    verify_images: bool,
+    image_scale: int | None,
+) -> tuple[StoredEpisodes, Found]:
+    from vla_adapt.episodes.lerobot.lerobot_store import LEROBOT_REMEDY, conventional_entry, open_lerobot
+
+    if found is None and robot is None:
+        raise ValueError(f"{path}: LeRobot dataset without {SIDECAR}; {LEROBOT_REMEDY}")
+    store = open_lerobot(path, split, cache_dir, on_error, verify_images, image_scale)
+    return store, found or (conventional_entry(store, str(robot)), None)
+
+
+def _warn_idle(
+    store: StoredEpisodes, entry: DatasetEntry, verify_images: bool, image_scale: int | None
+) -> None:
     """Say which options have no effect on an HDF5 dataset."""
     if verify_images:
         warnings.warn(
@@ -104,9 +142,7 @@ def _warn_idle(store: Hdf5Store, entry: DatasetEntry, verify_images: bool, image
         warnings.warn(f"{store.path}: {told}", stacklevel=3)
 
 
-def _own_entry(
-    folder: Path, name: str, given: DatasetEntry | None
-) -> tuple[DatasetEntry, Embodiment | None] | None:
+def _own_entry(folder: Path, name: str, given: DatasetEntry | None) -> Found | None:
     """The entry to use, and the embodiment stored beside the data when the entry is the data's own."""
     if given is not None:
         return given, None

@@ -144,7 +144,7 @@ def begin_window(
     steps = range(max(0, t - history + 1), t + 1)
     pending = {
         camera: [episode.pending_image(step, camera) for step in steps]
-        for camera in dict.fromkeys((*wanted, *optional_cameras))
+        for camera in (dict.fromkeys((*wanted, *optional_cameras)) if optional_cameras else wanted)
         if camera not in absent
     }
     if absent and not pending:
@@ -180,7 +180,9 @@ def absent_cameras(
     Raises:
         ValueError: one that is wanted, or that the robot declares as required, is not; starts with `where`.
     """
-    declared = [name for name in optional if name in robot.cameras and robot.cameras[name].required]
+    declared: list[str] = []
+    if optional:
+        declared = [name for name in optional if name in robot.cameras and robot.cameras[name].required]
     for camera in (*wanted, *declared):
         if camera not in present:
             raise ValueError(f"{where}: no camera '{camera}'; it has {', '.join(present) or 'none'}")
@@ -202,9 +204,11 @@ def _look(
 
 def _chunk(motion: UnifiedMotion, t: int, horizon: int) -> dict[str, np.ndarray]:
     """action [H, 32] and action_mask [H, 32] from step t on."""
+    rest = motion.action[t : t + horizon]
+    if len(rest) == horizon:
+        return {"action": rest.copy(), "action_mask": motion.action_mask[None].repeat(horizon, 0)}
     action = np.zeros((horizon, NUM_SLOTS), np.float32)
     mask = np.zeros((horizon, NUM_SLOTS), bool)
-    rest = motion.action[t : t + horizon]
     action[: len(rest)] = rest
     mask[: len(rest)] = motion.action_mask
     return {"action": action, "action_mask": mask}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
+pre{overflow:auto;font-size:12px}
 table{border-collapse:collapse;margin:.6em 0}td,th{border:1px solid #ccc;padding:.25em .7em;text-align:right}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}
 h2{margin-top:2em;border-bottom:1px solid #ddd}
@@ -29,6 +31,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["<table><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows]
     return "".join(lines) + "</table>"
+
+
+def folded(title: str, content: str) -> str:
+    """Content (HTML) that shows when its title (text) is clicked."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def embed(png: bytes) -> str:

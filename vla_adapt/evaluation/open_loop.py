@@ -25,7 +25,6 @@ class OpenLoopResult:
         error, baseline_error: mean absolute error over windows, horizon and slots, in half action ranges
             (1 is half of q01..q99); the baseline always predicts the mean training action.
         slots: per slot, the same in SI units: `{slot, unit, error, baseline_error}`.
-        trace: recorded and predicted first action of each chunk over one episode, [T, slots], SI units.
     """
 
     robot: str
@@ -33,7 +32,6 @@ class OpenLoopResult:
     error: float
     baseline_error: float
     slots: list[dict[str, Any]]
-    trace: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,7 +49,7 @@ def open_loop(policy: RobotPolicy, datasets: Sequence[EpisodeDataset], windows: 
         here = mask[..., slot]
         slots.append({
             "slot": SLOT_NAMES[slot],
-            "unit": _unit(int(slot)),
+            "unit": unit_of(int(slot)),
             "error": float(np.abs(predicted - true)[..., slot][here].mean()),
             "baseline_error": float(np.abs(average[slot] - true[..., slot])[here].mean()),
         })  # fmt: skip
@@ -61,7 +59,6 @@ def open_loop(policy: RobotPolicy, datasets: Sequence[EpisodeDataset], windows: 
         error=float(np.abs(normalized_predicted - normalized_true)[mask].mean()),
         baseline_error=float(np.abs(mean - normalized_true)[mask].mean()),
         slots=slots,
-        trace=_trace(policy, datasets[0]),
     )
 
 
@@ -98,17 +95,7 @@ def _predict(policy: RobotPolicy, steps: Sequence[Place]) -> tuple[np.ndarray, n
     return np.concatenate(predicted), np.concatenate(true), np.concatenate(masks)
 
 
-def _trace(policy: RobotPolicy, dataset: EpisodeDataset) -> dict[str, Any]:
-    """First action of every chunk over the first episode."""
-    predicted, true, mask = _predict(policy, [(dataset, 0, step) for step in range(int(dataset.lengths[0]))])
-    live = np.flatnonzero(mask.any(axis=(0, 1)))
-    return {
-        "slots": [f"{SLOT_NAMES[slot]} ({_unit(int(slot))})" for slot in live],
-        "true": true[:, 0, live].round(5).tolist(),
-        "predicted": predicted[:, 0, live].round(5).tolist(),
-    }
-
-
-def _unit(slot: int) -> str:
+def unit_of(slot: int) -> str:
+    """SI unit of an action slot."""
     group = slot_group_of(slot)
     return group.units[slot - group.start]

@@ -23,7 +23,11 @@ _KNOBS = {
     "flow_layers": ("flow",),
     "flow_steps": ("flow",),
     "noise_seed": ("flow",),
+    "dropout": ("parallel", "readout", "flow"),
+    "label_smoothing": ("tokens",),
 }
+# Knobs that change how a head trains and nothing of what a trained one answers.
+_TRAINING = ("dropout", "label_smoothing")
 
 
 class HeadConfig(BaseModel):
@@ -45,6 +49,11 @@ class HeadConfig(BaseModel):
         condition: what tells the backbone which robot it is: nothing, one learned embodiment token, or a
             soft prompt of `condition_tokens` learned vectors (`policy.condition`).
         condition_tokens: length of the soft prompt.
+        dropout: of "parallel", "readout" and "flow": share of the inner numbers of the head's MLPs (after the
+            activation) that training zeroes (Srivastava et al., 2014).
+        label_smoothing: of "tokens": share of each action token's label that training spreads evenly over all
+            256 bins (Szegedy et al., 1512.00567); EOS and the words of the vocabulary get none of it. In
+            eval mode the loss is the plain cross-entropy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +68,13 @@ class HeadConfig(BaseModel):
     noise_seed: int = Field(default=0, ge=0)
     condition: Literal["none", "token", "soft_prompt"] = "none"
     condition_tokens: int = Field(default=8, ge=1, le=256)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def served(self) -> HeadConfig:
+        """Without the knobs that change training only: heads that answer alike have the same."""
+        return self.model_copy(update={knob: type(self).model_fields[knob].default for knob in _TRAINING})
 
     @model_validator(mode="after")
     def _refuse_knobs_without_effect(self) -> HeadConfig:

@@ -41,15 +41,15 @@ class FlowHead(SummaryHead):
 
     def __init__(self, config: HeadConfig, width: int):
         super().__init__(config, width)
-        self.expert = ActionExpert(config.horizon, self.inner_width, config.flow_layers)
+        self.expert = ActionExpert(config.horizon, self.inner_width, config.flow_layers, config.dropout)
         generator = torch.Generator().manual_seed(config.noise_seed)
         self.register_buffer("noise", torch.randn(config.horizon, NUM_SLOTS, generator=generator))
 
     def answer_summary(self, batch: PolicyBatch, summary: Float[torch.Tensor, "B N D"]) -> HeadOutput:
         """Mean squared error of the velocity over each sample's unmasked numbers.
 
-        `prediction` is what the expert expects at the fixed noise (one Euler step of length 1 from there): an
-        estimate for the log; `predict` takes `flow_steps` steps.
+        `prediction` is, in training, what the expert expects at the fixed noise (one Euler step of length 1
+        from there), an estimate for the log; in eval mode it is what `predict` gives.
         """
         target, mask = self.targets(batch)
         context = self.reader(batch, summary)
@@ -58,7 +58,8 @@ class FlowHead(SummaryHead):
         noisy = torch.lerp(noise, target, time[:, None, None])
         error = self._velocity(noisy, batch, time, context) - (target - noise)
         with torch.no_grad():
-            prediction = self._flow(batch, context, steps=1).masked_fill(~mask, 0.0)
+            steps = 1 if self.training else self.config.flow_steps
+            prediction = self._flow(batch, context, steps).masked_fill(~mask, 0.0)
         return self.output(masked_mean(error.square(), mask), prediction, summary)
 
     def predict_summary(
@@ -98,13 +99,13 @@ class ActionExpert(nn.Module):
     The last token of the context (the state, else the text) is also added to every step.
     """
 
-    def __init__(self, horizon: int, width: int, layers: int):
+    def __init__(self, horizon: int, width: int, layers: int, dropout: float = 0.0):
         super().__init__()
         self.enter = nn.Linear(2 * NUM_SLOTS, width)
         self.mix1 = nn.Linear(2 * width, width)
         self.mix2 = nn.Linear(width, width)
         self.steps = nn.Parameter(torch.randn(horizon, width) * _STD)
-        self.blocks = nn.ModuleList(ExpertBlock(width) for _ in range(layers))
+        self.blocks = nn.ModuleList(ExpertBlock(width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, NUM_SLOTS)
         nn.init.normal_(self.leave.weight, std=_OUTPUT_STD)
@@ -131,11 +132,12 @@ class ActionExpert(nn.Module):
 class ExpertBlock(nn.Module):
     """Attention among the steps, attention to the context, MLP; each after a norm, each added."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.among, self.across = Attention(width), Attention(width)
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(dropout)
 
     def forward(
         self,
@@ -147,7 +149,7 @@ class ExpertBlock(nn.Module):
         own = self.norms[0](tokens)
         tokens = tokens + self.among(own, own)
         tokens = tokens + self.across(self.norms[1](tokens), context, counted)
-        return tokens + self.fc2(nn.functional.gelu(self.fc1(self.norms[2](tokens))))
+        return tokens + self.fc2(self.drop(nn.functional.gelu(self.fc1(self.norms[2](tokens)))))
 
 
 def time_code(time: Float[torch.Tensor, " B"], width: int) -> Float[torch.Tensor, "B F"]:

@@ -56,7 +56,8 @@ def make_head(config: HeadConfig, model: OpenVLA, seed: int | None = None) -> Ac
 
 
 def with_condition(head: ActionHead, config: HeadConfig, model: OpenVLA) -> ActionHead:
-    """`head`'s weights in a head of `config`, which may differ in how the robot is told: that part is fresh.
+    """`head`'s weights in a head of `config`, which may differ in how the robot is told, a part that is then
+    fresh, and in what changes training only.
 
     Raises:
         ValueError: it differs in something else.
@@ -64,13 +65,14 @@ def with_condition(head: ActionHead, config: HeadConfig, model: OpenVLA) -> Acti
     if head.config == config:
         return head
     told = {"condition": config.condition, "condition_tokens": config.condition_tokens}
-    if head.config.model_copy(update=told) != config:
+    if head.config.served.model_copy(update=told) != config.served:
         raise ValueError(
             f"the base carries the head {head.config}, the recipe wants {config}; make them equal (but for "
             "condition) or set policy.head_from_base=false to start with a fresh head"
         )
     fresh = make_head(config, model)
-    kept = {name: tensor for name, tensor in head.state_dict().items() if not name.startswith("condition.")}
+    same = head.config.served == config.served
+    kept = {n: tensor for n, tensor in head.state_dict().items() if same or not n.startswith("condition.")}
     fresh.load_state_dict(kept, strict=False)
     return fresh
 

@@ -36,6 +36,7 @@ class ParallelHead(ActionHead):
             self.slots = nn.Parameter(torch.randn(NUM_SLOTS, width) * _PLACEHOLDER_STD)
         self.proprio = ProprioEncoder(width, hidden) if config.proprio else None
         self.fc1 = nn.Linear(width, hidden)
+        self.drop = nn.Dropout(config.dropout)
         self.fc2 = nn.Linear(hidden, NUM_SLOTS)
         nn.init.normal_(self.fc2.weight, std=_OUTPUT_STD)
         nn.init.zeros_(self.fc2.bias)
@@ -75,7 +76,7 @@ class ParallelHead(ActionHead):
         assert question.extra is not None
         start = 0 if self.proprio is None else 1
         hidden = seen.extra_hidden[:, start : question.extra.shape[1]]
-        states = nn.functional.gelu(self.fc1(hidden.to(self.fc1.weight.dtype)))
+        states = self.drop(nn.functional.gelu(self.fc1(hidden.to(self.fc1.weight.dtype))))
         if self.slots is None:
             return self.fc2(states).float(), hidden
         own = _own_slots(batch)

@@ -35,6 +35,7 @@ class ReadoutHead(SummaryHead):
         self.attention = Attention(inner)
         self.norm = nn.LayerNorm(inner)
         self.fc1 = nn.Linear(inner, inner)
+        self.drop = nn.Dropout(config.dropout)
         self.fc2 = nn.Linear(inner, NUM_SLOTS)
         nn.init.normal_(self.fc2.weight, std=_OUTPUT_STD)
         nn.init.zeros_(self.fc2.bias)
@@ -54,4 +55,4 @@ class ReadoutHead(SummaryHead):
         if self.reader.proprio is not None:
             queries = queries + tokens[:, -1:]
         pooled = queries + self.attention(queries, tokens, counted)
-        return self.fc2(nn.functional.gelu(self.fc1(self.norm(pooled)))).float()
+        return self.fc2(self.drop(nn.functional.gelu(self.fc1(self.norm(pooled))))).float()

@@ -89,6 +89,9 @@ class TokenHead(ActionHead):
         wanted = labels >= 0
         logits = model.language_model.lm_head(hidden[wanted]).float()
         token_loss = nn.functional.cross_entropy(logits, labels[wanted], reduction="none")
+        if self.training and self.config.label_smoothing:
+            bins = slice(codec.first_id, codec.vocab_size)
+            token_loss = token_loss + self._smoothing(logits, labels[wanted], bins)
         loss = token_loss.new_zeros(len(batch)).index_add(0, wanted.nonzero()[:, 0], token_loss)
         loss = loss / wanted.sum(dim=1).clamp(min=1)
 
@@ -97,6 +100,18 @@ class TokenHead(ActionHead):
         chosen[wanted] = codec.first_id + bins.argmax(dim=1)
         prediction = self._values(model, plan, chosen[:, :-1]).masked_fill(~mask, 0.0)
         return HeadOutput(loss, prediction, seen.patches, self._step_starts(hidden, plan))
+
+    def _smoothing(
+        self, logits: Float[torch.Tensor, "N V"], labels: Int[torch.Tensor, " N"], bins: slice
+    ) -> Float[torch.Tensor, " N"]:
+        """What label smoothing over the bins adds to the cross-entropy of action tokens: 0 for EOS.
+
+        Of the label e / 256 goes to each bin and 1 - e stays. Both parts hold the same sum over the
+        vocabulary, so that the difference is e times (the label's logit less the bins' mean logit).
+        """
+        own = logits.gather(1, labels[:, None])[:, 0]
+        of_actions = (labels >= bins.start) & (labels < bins.stop)
+        return self.config.label_smoothing * (own - logits[:, bins].mean(dim=1)) * of_actions
 
     def _sequences(
         self,

@@ -74,6 +74,17 @@ class CheckpointFolder:
             if best is None or other != best.step:
                 _remove(self.path(other))
 
+    def rewind(self, step: int, metric: float | None) -> None:
+        """Go on from the checkpoint of `step`, saved with `metric`: forget a best one after it.
+
+        It is published once more, in case a kill came between its writing and that.
+        """
+        best = self.best()
+        if best is not None and best.step > step:
+            (self.root / BEST).unlink()
+        if metric is not None:
+            self.publish(step, metric)
+
     def best(self) -> Best | None:
         """The best checkpoint by the metric given to `publish`, if it is still there."""
         try:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vla_adapt.adaptation.method import Frozen, Nothing, QLora, Staged
+from vla_adapt.adaptation.method import Frozen, Lora, Nothing, QLora, Staged
 from vla_adapt.adaptation.quantized import check_bitsandbytes
 from vla_adapt.policy.heads import HeadConfig, head_class
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.trackers import check_trackers
 
 # Says why a recipe cannot work, or None.
 Rule = Callable[[Recipe], str | None]
@@ -25,12 +26,19 @@ def check_compatible(recipe: Recipe) -> list[str]:
     reasons = [reason for rule in RULES if (reason := rule(recipe)) is not None]
     if reasons:
         raise ValueError("; ".join(reasons))
+    check_trackers(recipe.train.trackers)
     if isinstance(recipe.adaptation, QLora):
         check_bitsandbytes()
+    notes = []
     reason = why_uncached(recipe)
-    if not isinstance(recipe.adaptation, Frozen) or reason is None:
-        return []
-    return [f"the frozen backbone runs in every step, its features are not kept: {reason}"]
+    if isinstance(recipe.adaptation, Frozen) and reason is not None:
+        notes.append(f"the frozen backbone runs in every step, its features are not kept: {reason}")
+    if recipe.train.balance != "none" and _robots_share_nothing(recipe):
+        notes.append(
+            f"train.balance '{recipe.train.balance}' changes next to nothing: all that trains is some "
+            "robot's own, and Adam does not see the scale of a loss"
+        )
+    return notes
 
 
 def why_uncached(recipe: Recipe) -> str | None:
@@ -123,6 +131,21 @@ def _invariance_without_effect(recipe: Recipe) -> str | None:
     return None
 
 
+def _options_of_training_without_training(recipe: Recipe) -> str | None:
+    if recipe.train.steps and not isinstance(recipe.adaptation, Nothing):
+        return None
+    train = recipe.train
+    asked = {
+        "validation.every": recipe.validation.every, "train.ema": train.ema,
+        "train.balance": train.balance != "none",
+    }  # fmt: skip
+    given = [name for name, is_set in asked.items() if is_set]
+    if not given:
+        return None
+    why = f"adaptation '{recipe.adaptation.kind}'" if train.steps else "train.steps=0"
+    return f"{', '.join(given)}: with {why} nothing trains; leave it out"
+
+
 RULES: tuple[Rule, ...] = (
     _nothing_to_train,
     _stage_of_nothing,
@@ -130,7 +153,13 @@ RULES: tuple[Rule, ...] = (
     _warm_start_of_a_shared_base,
     _helper_loss_without_effect,
     _invariance_without_effect,
+    _options_of_training_without_training,
 )
+
+
+def _robots_share_nothing(recipe: Recipe) -> bool:
+    method = recipe.adaptation
+    return isinstance(method, Frozen) or (isinstance(method, Lora) and method.shared is None)
 
 
 def _has_weights(head: HeadConfig) -> bool:

@@ -18,6 +18,7 @@ from vla_adapt.policy.heads import ActionHead, HeadOutput
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.summary_head import SummaryHead
 from vla_adapt.training.auxiliary import AuxiliaryLoss
+from vla_adapt.training.loss_balance import BALANCE, LossBalance
 
 INVARIANCE = "invariance"
 
@@ -25,8 +26,9 @@ INVARIANCE = "invariance"
 class Learner(nn.Module):
     """Model, one head per robot, and optionally a helper loss and one that makes robots' features alike.
 
-    The loss is the sum over samples of the sample's own masked mean, divided by the number of samples, so
-    that it does not depend on how a global batch is split over processes or robots.
+    The loss is the sum over samples of the sample's own masked mean (weighted, where there is a balance),
+    divided by the number of samples, so that it does not depend on how a global batch is split over processes
+    or robots.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Learner(nn.Module):
         auxiliary_weight: float = 0.0,
         auxiliary_key: str = "",
         invariance: InvarianceObjective | None = None,
+        balance: LossBalance | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -47,6 +50,7 @@ class Learner(nn.Module):
         self.auxiliary_weight = auxiliary_weight
         self.auxiliary_key = auxiliary_key
         self.invariance = invariance
+        self.balance = balance
 
     def forward(self, batch: PolicyBatch, progress: float = 0.0) -> dict[str, Tensor]:
         """Total loss under "loss"; detached, by row of the batch, "loss_per_sample" [B], "prediction"
@@ -59,7 +63,7 @@ class Learner(nn.Module):
             "loss_per_sample": per_sample.detach(),
             "prediction": torch.cat([answer.prediction.detach() for answer in answers]),
         }
-        loss = per_sample.sum()
+        loss = per_sample.sum() if self.balance is None else self.balance(per_sample, batch.robots).sum()
         if self.auxiliary is not None:
             helper = self._helper_loss(batch, answers)
             output["auxiliary"] = helper.detach()
@@ -115,9 +119,10 @@ class Learner(nn.Module):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by robot; those that robots share are under "shared", the adversary's under
-        "invariance".
+        "invariance", learned loss scales under "balance".
         """
-        groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*self.heads, SHARED, INVARIANCE)}
+        names = (*self.heads, SHARED, INVARIANCE, BALANCE)
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in names}
         owners: dict[nn.Parameter, list[str]] = {}
         for robot, head in self.heads.items():
             for parameter in head.parameters():
@@ -125,7 +130,8 @@ class Learner(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 own = owners.get(parameter, [])  # robots may have a head together: it is listed once
-                rest = INVARIANCE if name.startswith(f"{INVARIANCE}.") else SHARED
+                first = name.split(".")[0]
+                rest = first if first in (INVARIANCE, BALANCE) else SHARED
                 groups[adapter_of(name) or (own[0] if len(own) == 1 else rest)].append(parameter)
         return {robot: parameters for robot, parameters in groups.items() if parameters}
 

@@ -1,28 +1,29 @@
-"""What a run leaves behind: one bundle per robot, and a new base when the base itself was trained."""
+"""What a run leaves behind: one bundle per robot, drawn episodes, a new base when the base itself trained."""
 
 from __future__ import annotations
 
 import json
-import platform
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_adapt.adaptation.bundle import Bundle, Golden
-from vla_adapt.adaptation.card import model_card
+from vla_adapt.adaptation.card import NOT_MEASURED, CardFacts, model_card
 from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
+from vla_adapt.adaptation.environment_facts import read_starts
 from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.licenses import base_license, base_on_hub
 from vla_adapt.adaptation.original_statistics import norm_stats_entry
+from vla_adapt.evaluation.drawn_episodes import predict_episodes, save_episodes
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
 from vla_adapt.policy.heads import ActionHead, save_head
+from vla_adapt.training.robot_data import data_lines
 from vla_adapt.training.setting import Robot, Setting
-
-PACKAGES = ("vla_adapt", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
 def leave_bundles(setting: Setting, folder: Path, results: list[OpenLoopResult]) -> None:
@@ -30,17 +31,32 @@ def leave_bundles(setting: Setting, folder: Path, results: list[OpenLoopResult])
     base = setting.base_fingerprint
     if setting.recipe.adaptation.changes_base:
         base = _leave_model(setting, folder / "model")
-    held_out = {result.robot: result for result in results}
+    held_out, starts = {result.robot: result for result in results}, read_starts(folder)
     for name in setting.robots:
-        bundle = _bundle(setting, name, base, held_out.get(name))
+        bundle = _bundle(setting, name, base, held_out.get(name), starts)
         bundle.with_golden(_golden(setting, name)).save(folder / "bundles" / name)
 
 
-def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | None) -> Bundle:
+def leave_drawn(setting: Setting, file: Path) -> None:
+    """Keep predictions over some held-out episodes of every robot, for the report."""
+    asked = setting.recipe.evaluation
+    drawn = [
+        episode
+        for name, robot in setting.robots.items()
+        if robot.held_out and asked.drawn_episodes
+        for episode in predict_episodes(
+            setting.policy(name), robot.held_out, asked.drawn_episodes, asked.drawn_windows
+        )
+    ]
+    save_episodes(drawn, file)
+
+
+def _bundle(
+    setting: Setting, name: str, base: str, result: OpenLoopResult | None, starts: list[dict[str, Any]]
+) -> Bundle:
     recipe, robot, learner = setting.recipe, setting.robots[name], setting.learner
     head = learner.heads[name]
     assert isinstance(head, ActionHead)
-    facts = _facts(setting, robot, result)
     config, adapter = concatenated(learner.model, name) if learner.adapted else (None, {})
     bundle = Bundle(
         embodiment=robot.embodiment,
@@ -53,27 +69,40 @@ def _bundle(setting: Setting, name: str, base: str, result: OpenLoopResult | Non
         adapter=adapter,
         action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
         constants=recipe.policy.constants.get(name, {}),
-        facts=facts,
+        facts=_facts(setting, robot, result, starts),
     )
+    bundle.card = model_card(robot.embodiment, _card_facts(setting, bundle, robot, head, result))
+    return bundle
+
+
+def _card_facts(
+    setting: Setting, bundle: Bundle, robot: Robot, head: ActionHead, result: OpenLoopResult | None
+) -> CardFacts:
+    recipe, source = setting.recipe, setting.learner.model.source
     error = (
-        "not measured"
+        NOT_MEASURED
         if result is None
         else f"{result.error:.3f} (predict-the-mean {result.baseline_error:.3f})"
     )
-    described = {
-        "recipe": recipe.name,
-        "base": base[:12],
-        "adaptation": json.dumps(recipe.adaptation.model_dump()),
-        "head": f"{head.config.kind}, horizon {head.horizon}",
-        "image": str(recipe.observation),
-        "state": _read_state(robot, head),
-        "constants": _told(bundle.constants),
-        "data": facts["data"],
-        "steps": recipe.train.steps,
-        "held_out": error,
-    }
-    bundle.card = model_card(robot.embodiment, described)
-    return bundle
+    return CardFacts(
+        recipe=recipe.name,
+        base=bundle.base_fingerprint[:12],
+        adaptation=json.dumps(recipe.adaptation.model_dump()),
+        head=f"{head.config.kind}, horizon {head.horizon}",
+        image=str(recipe.observation),
+        state=_read_state(robot, head),
+        constants=_told(bundle.constants),
+        data=data_lines(robot),
+        steps=setting.trained or recipe.train.steps,
+        held_out=error,
+        statistics=robot.action,
+        errors=[] if result is None else result.slots,
+        horizon=head.horizon,
+        adapted=bundle.adapter_config is not None,
+        license=recipe.card.license,
+        base_model=None if recipe.adaptation.changes_base else base_on_hub(source, recipe.card),
+        base_license=base_license(source, recipe.card),
+    )
 
 
 def _read_state(robot: Robot, head: ActionHead) -> str:
@@ -88,20 +117,20 @@ def _told(constants: Constants) -> str:
     return ", ".join(told) or "none"
 
 
-def _facts(setting: Setting, robot: Robot, result: OpenLoopResult | None) -> dict[str, Any]:
-    episodes = sum(len(dataset) for dataset in robot.train)
-    steps = sum(int(dataset.lengths.sum()) for dataset in robot.train)
-    names = ", ".join(dataset.name for dataset in robot.train)
+def _facts(
+    setting: Setting, robot: Robot, result: OpenLoopResult | None, starts: list[dict[str, Any]]
+) -> dict[str, Any]:
+    lines = data_lines(robot)
     return {
         "recipe_name": setting.recipe.name,
         "recipe": setting.recipe.to_text(),
-        "data": f"{names}: {episodes} episodes, {steps} steps",
+        "data": ", ".join(str(line) for line in lines),
+        "datasets": [asdict(line) for line in lines],
         "held_out": None
         if result is None
         else {"error": result.error, "baseline_error": result.baseline_error},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "environment": starts,
     }
 
 

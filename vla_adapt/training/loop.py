@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
+from vla_adapt.adaptation.environment_facts import note_start
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.episodes.mixing.loader import MixtureLoader, make_loader
+from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
@@ -25,20 +28,24 @@ from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import start_accelerator
 from vla_adapt.training.learner import INVARIANCE
-from vla_adapt.training.leave import leave_bundles
+from vla_adapt.training.leave import leave_bundles, leave_drawn
+from vla_adapt.training.loss_balance import BALANCE, SCALE_RATE
 from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
 from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
 from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
 from vla_adapt.training.resume import CheckpointKeeper, Resumed
+from vla_adapt.training.robot_data import trained_with
 from vla_adapt.training.run_lock import run_lock
 from vla_adapt.training.run_log import METRICS, RunLog
 from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
+from vla_adapt.training.selection import Selection
 from vla_adapt.training.setting import Setting, prepare
 from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
+from vla_adapt.training.trackers import Trackers
 
 DONE = "summary.json"
 
@@ -46,7 +53,7 @@ MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
-    """Run a recipe and leave its folder: bundles, metrics, TensorBoard log, resolved recipe, open-loop table.
+    """Run a recipe and leave its folder: bundles, metrics, resolved recipe, open-loop table, drawn episodes.
 
     A finished run of the same recipe is left alone; an interrupted one resumes at its last checkpoint.
 
@@ -108,9 +115,14 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
     setting.recipe.adaptation.finish(setting.learner.model)
     results = _judge(setting, setting.recipe)
     _write_open_loop(run.folder, results)
+    leave_drawn(setting, run.folder / PREDICTIONS)
     leave_bundles(setting, run.folder, results)
     seconds = time.perf_counter() - started
-    summary = {"recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world}
+    summary = {
+        "recipe": setting.recipe.to_text(), "seconds": seconds, "processes": run.ranks.world,
+        "robots": trained_with(setting),
+        "trained": setting.trained,
+    }  # fmt: skip
     replace_text(run.folder / DONE, json.dumps(summary, indent=1))
     print(f"{run.folder}: {len(results)} robots, {seconds:.0f} s")
 
@@ -121,44 +133,65 @@ def _run_steps(run: Run, setting: Setting) -> None:
     if recipe.train.steps == 0 or not groups:
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
+        run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, 0))
         return
-    optimizer, schedule = make_optimizer(
-        recipe.train.optimizer, groups, recipe.train.steps,
-        recipe.adaptation.rates(recipe.train.optimizer.learning_rate),
-        {INVARIANCE: recipe.invariance.classifier_rate},
-        {INVARIANCE: recipe.invariance.classifier_momentum},
-    )  # fmt: skip
+    optimizer, schedule = _optimizer(recipe, groups)
     stages = StageSwitch(learner, recipe.adaptation)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
-    state = RunState(learner, optimizer, schedule)
+    selection = Selection(accelerator, run.ranks, setting)
+    state = RunState(learner, optimizer, schedule, selection.extras)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
+    run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
     wrapped.train()
+    step = point.step
     with ExitStack() as opened:
-        log = opened.enter_context(RunLog(accelerator, setting, run.folder, point.step, point.sums))
+        trackers = opened.enter_context(_trackers(run, recipe, point.step))
+        log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
         if samples is not None:
             opened.enter_context(samples)
         stop = opened.enter_context(StopSignal(run.ranks, timedelta(seconds=recipe.train.patience_s)))
-        for step, micro_batches in enumerate(loader, start=point.step + 1):
+        batches = () if selection.stopped else loader
+        for step, micro_batches in enumerate(batches, start=point.step + 1):
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
             with stages.at(step - 1):
                 _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
-            clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
+            norms = clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
+            _check_gradients(list(groups), norms, micro_batches, step - 1)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
-            log.step(step, float(schedule.get_last_lr()[0]))
+            verdict = selection.after(step, log)
+            log.step(step, float(schedule.get_last_lr()[0]), verdict.stop)
             if samples is not None:
                 for _, ids in micro_batches:
                     samples.step(step, ids)
             signal = stop.agreed()
-            if signal or step % recipe.train.save_every == 0 or step == recipe.train.steps:
-                run.keeper.save(step, state, loader.state_dict(), log.sums)
+            due = step % recipe.train.save_every == 0 or step == recipe.train.steps
+            if signal or due or verdict.save or verdict.stop:
+                run.keeper.save(step, state, loader.state_dict(), log.sums, verdict.metric)
             if signal and step < recipe.train.steps:
                 raise Stopped(signal, step, run.keeper.where())
+            if verdict.stop:
+                break
             run.pulse.note(f"step {step + 1}, waiting for data")
+    setting.trained = selection.choose(step, state, run.keeper)
+    if setting.trained:
+        accelerator.print(setting.trained)
+
+
+def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[torch.optim.AdamW, LambdaLR]:
+    """Over all that trains; the adversary and the scales of losses have learning rates of their own."""
+    config = recipe.train.optimizer
+    multiples = {
+        INVARIANCE: recipe.invariance.classifier_rate,
+        BALANCE: SCALE_RATE / config.learning_rate,
+    }
+    rates = recipe.adaptation.rates(config.learning_rate)
+    momenta = {INVARIANCE: recipe.invariance.classifier_momentum}
+    return make_optimizer(config, groups, recipe.train.steps, rates, multiples, momenta)
 
 
 def _add_up_gradients(
@@ -206,6 +239,11 @@ def _resume(run: Run, state: RunState, loader: MixtureLoader) -> Resumed:
     return point
 
 
+def _trackers(run: Run, recipe: Recipe, done: int) -> Trackers:
+    names, project = recipe.train.trackers, recipe.train.project
+    return Trackers(run.ranks, names, project, run.folder, recipe.model_dump(mode="json"), done)
+
+
 def _sample_log(accelerator: Accelerator, recipe: Recipe, folder: Path, done: int) -> SampleLog | None:
     if not recipe.train.log_samples:
         return None
@@ -229,6 +267,23 @@ def _check_finite(
     raise ValueError(
         f"the loss is {output['loss'].item()} at step {step}: {name_bad_samples(losses, ids, robots)}; lower "
         "the learning rate or look at these samples; the last checkpoint is untouched"
+    )
+
+
+def _check_gradients(
+    names: Sequence[str], norms: Sequence[torch.Tensor], micro_batches: Sequence[MicroBatch], step: int
+) -> None:
+    """A loss may be finite and its gradient not; once in the weights, every sample would seem bad."""
+    finite = torch.stack([norm.to(norms[-1].device) for norm in norms]).isfinite()
+    if finite.all():
+        return
+    bad = [name for name, fine in zip(names, finite.tolist(), strict=True) if not fine]
+    ids = [str(each) for _, part in micro_batches for each in part]
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    raise ValueError(
+        f"the gradient of {', '.join(bad)} is not finite at step {step}, the loss is; this process had "
+        f"{', '.join(ids[:8])}{more}; lower the learning rate or look at these samples; the last checkpoint "
+        "is untouched"
     )
 
 

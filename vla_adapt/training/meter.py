@@ -67,6 +67,11 @@ class Meter:
             if sums[index, 1] > 0
         }
 
+    def slot_errors(self, sums: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Robot -> sums of absolute errors by slot, SI units, and how many numbers they are of; both [32]."""
+        parts = sums[:-1, _HEAD:].cpu().split(NUM_SLOTS, dim=1)
+        return {robot: (parts[0][index], parts[1][index]) for index, robot in enumerate(self.robots)}
+
     def reset(self) -> None:
         self.sums.zero_()
 

@@ -72,7 +72,10 @@ def make_optimizer(
     return optimizer, LambdaLR(optimizer, factor)
 
 
-def clip_per_robot(groups: Iterable[list[torch.nn.Parameter]], clip_norm: float) -> None:
-    """Clip each robot's own gradient norm, so that one robot's spike never shrinks another's step."""
-    for parameters in groups:
-        torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+def clip_per_robot(groups: Iterable[list[torch.nn.Parameter]], clip_norm: float) -> list[torch.Tensor]:
+    """Clip each robot's own gradient norm, so that one robot's spike never shrinks another's step.
+
+    Returns:
+        The norms before, which are not finite where a gradient is not.
+    """
+    return [torch.nn.utils.clip_grad_norm_(parameters, clip_norm) for parameters in groups]

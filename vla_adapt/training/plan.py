@@ -122,6 +122,8 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: Pla
         "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
         "runtime": CUDA_CONTEXT_BYTES if device == "cuda" else _resident_bytes(),
     }
+    if train.ema:
+        memory["average"] = sum(4 * parameter.numel() for group in groups.values() for parameter in group)
     every = sum(parameter.numel() for parameter in learner.parameters())
     trained = {name: sum(parameter.numel() for parameter in group) for name, group in groups.items()}
     return Plan(

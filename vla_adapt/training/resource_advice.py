@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.compatibility import why_uncached
 
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
@@ -47,6 +48,8 @@ def memory_advice(error: torch.OutOfMemoryError, recipe: Recipe, world: int) -> 
             f"train.accumulate={train.accumulate * passes} takes {samples // passes} at once, to the same end"
         )
     ways.append(f"more processes than {world} share the batch")
+    if not train.checkpointing and why_uncached(recipe) is not None:
+        ways.append("train.checkpointing=true keeps few activations, to the same end, in more time")
     if train.precision == "fp32":
         ways.append("train.precision=bf16 halves weights and activations")
     if recipe.adaptation.kind == "full":

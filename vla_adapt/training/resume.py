@@ -20,13 +20,13 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from vla_adapt.adaptation.environment_facts import ENVIRONMENT, changed_facts, environment_facts
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.checkpoint_folder import CheckpointFolder, write_manifest, written_facts
-from vla_adapt.training.environment_facts import changed_facts, environment_facts
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.run_state import RunState
 
-PROGRESS, RECIPE, ENVIRONMENT = "progress.json", "recipe.yaml", "environment.json"
+PROGRESS, RECIPE = "progress.json", "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class CheckpointKeeper:
         if step is None:
             return Resumed()
         progress = self._ranks.attempt(lambda: self._read(step, state))
+        self._ranks.on_main(lambda: self.folder.rewind(step, progress["metric"]))
         return Resumed(progress["step"], progress["order"], self._mine(progress["sums"]), self._notes)
 
     def save(
@@ -112,6 +113,18 @@ class CheckpointKeeper:
             self._ranks.on_main(lambda: self.folder.publish(step, metric))
         except ValueError as error:
             raise ValueError(f"cannot keep a checkpoint of step {step}: {error}") from error
+
+    def restore_best(self, step: int, state: RunState) -> str:
+        """Restore the checkpoint of `step`, the best by validation, unless something is wrong with it.
+
+        Returns:
+            What is wrong; empty when it is restored.
+        """
+        fault = self._ranks.on_main(lambda: self.folder.fault(step))
+        if fault:
+            return f"the best, of step {step}, is lost: {fault}"
+        self._ranks.attempt(lambda: state.read(self.folder.path(step), self._ranks.rank))
+        return ""
 
     def finish(self) -> None:
         """Remove the checkpoints of a finished run but the best by validation."""

@@ -35,6 +35,7 @@ from vla_adapt.suggest import did_you_mean
 from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
 from vla_adapt.training.compatibility import check_compatible
 from vla_adapt.training.learner import Learner
+from vla_adapt.training.loss_balance import make_balance
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Setting:
     Attributes:
         notes: what of the data was left out.
         warm: robot -> the bundle it started from.
+        trained: how long it was trained and which weights were chosen, as a phrase, when training has ended.
     """
 
     recipe: Recipe
@@ -69,6 +71,7 @@ class Setting:
     base_fingerprint: str
     notes: list[str]
     warm: dict[str, Bundle] = field(default_factory=dict)
+    trained: str = ""
 
     def policy(self, robot: str) -> RobotPolicy:
         """The policy of one robot as it stands."""
@@ -92,11 +95,12 @@ def prepare(recipe: Recipe) -> Setting:
     _check_camera(data, recipe.policy.camera)
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
+    notes += _check_held_out(recipe, robots)
     model = _base(recipe)
     for name, robot in robots.items():
         cameras = 1 + len(recipe.policy.more_cameras)
         check_length(recipe.policy.head, model, name, int(robot.action.mask.sum()), cameras)
-    learner = make_learner(recipe, model, list(robots), datasets)
+    learner = make_learner(recipe, model, list(robots), datasets, _shares(data))
     warm = _warm_start(recipe, learner, robots)
     mixture = data.draw(
         recipe.seed, recipe.policy.head.horizon,
@@ -115,9 +119,16 @@ def prepare(recipe: Recipe) -> Setting:
 
 
 def make_learner(
-    recipe: Recipe, model: OpenVLA, robots: list[str], datasets: Sequence[EpisodeDataset]
+    recipe: Recipe,
+    model: OpenVLA,
+    robots: list[str],
+    datasets: Sequence[EpisodeDataset],
+    shares: Mapping[str, float] | None = None,
 ) -> Learner:
-    """What trains, on `model`; the datasets are read for the helper loss only."""
+    """What trains, on `model`; the datasets are read for the helper loss only.
+
+    `shares` are what each robot's part of the samples is proportional to (None: equal ones).
+    """
     heads = _heads(recipe, model, robots)
     recipe.adaptation.prepare(model, robots)
     for head in heads.values():
@@ -126,7 +137,17 @@ def make_learner(
         model.gradient_checkpointing_enable()
     invariance = _invariance(recipe, model, robots)
     auxiliary = _auxiliary(recipe, model, datasets)
-    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance)
+    balance = make_balance(recipe.train.balance, robots, shares)
+    return Learner(model, heads, recipe.adaptation.adapts, *auxiliary, invariance, balance)
+
+
+def _shares(data: OpenedMixture) -> dict[str, float]:
+    """Robot -> what its part of the samples is proportional to."""
+    shares: dict[str, float] = {}
+    for part, share in zip(data.parts, data.shares, strict=True):
+        name = part.train.embodiment.name
+        shares[name] = shares.get(name, 0.0) + share
+    return shares
 
 
 def _augmentation(recipe: Recipe) -> Augmentation | None:
@@ -164,6 +185,19 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
         if name not in robots:
             raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")
     return robots
+
+
+def _check_held_out(recipe: Recipe, robots: Mapping[str, Robot]) -> list[str]:
+    """Raise ValueError when there is nothing to validate on; a note where some robots have nothing."""
+    if not recipe.validation.every:
+        return []
+    without = [n for n, robot in robots.items() if not sum(int(d.lengths.sum()) for d in robot.held_out)]
+    if len(without) == len(robots):
+        raise ValueError(
+            f"validation.every is {recipe.validation.every}, but no robot ({', '.join(robots)}) has held-out "
+            "episodes; set held_out or held_out_split of a dataset, or validation.every=0"
+        )
+    return [f"no held-out episodes, not validated: {', '.join(without)}"] if without else []
 
 
 def _base(recipe: Recipe) -> OpenVLA:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vla_adapt.episodes.lerobot.lerobot_meta import LeRobotFolder, is_lerobot
+from vla_adapt.episodes.lerobot.lerobot_meta import LeRobotFolder
+from vla_adapt.episodes.storage.format_marks import is_lerobot
 
 CAMERA = "observation.images.top"
 ByHand = Callable[..., Any]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
+from vla_adapt.episodes.storage.format_marks import natural_key
 
 INSTRUCTION = "language_instruction"
 LIBERO_ATTRIBUTES = ("problem_info", "bddl_file_name")
@@ -24,19 +24,6 @@ ENCODED = "padded"
 _IMAGE_STARTS = (b"\xff\xd8", b"\x89PNG")
 # Longer string attributes, and those that are JSON, are settings of a simulator rather than an instruction.
 _LONGEST_TEXT = 1000
-
-
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorting key that puts demo_2 before demo_10."""
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name))
-
-
-def hdf5_files(path: Path) -> list[Path]:
-    """The file itself, or the HDF5 files of a folder in natural order; [] when there are none."""
-    if path.is_dir():
-        files = [file for file in path.iterdir() if _is_hdf5(file) and not file.name.startswith(".")]
-        return sorted(files, key=lambda file: natural_key(file.name))
-    return [path] if _is_hdf5(path) else []
 
 
 def episode_groups(file: h5py.File, clock: str) -> tuple[list[str], list[str]]:
@@ -158,10 +145,6 @@ def masks(file: h5py.File) -> dict[str, list[str]]:
 def as_text(value: Any) -> str:
     """Stored text; damaged UTF-8 is kept readable rather than refused."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _is_hdf5(file: Path) -> bool:
-    return file.suffix.lower() in (".hdf5", ".h5") and file.is_file()
 
 
 def _stem(key: str) -> str:

@@ -22,11 +22,11 @@ from vla_adapt.episodes.hdf5.hdf5_layout import (
     derived_instruction,
     encoded,
     field_names,
-    hdf5_files,
 )
 from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
+from vla_adapt.episodes.storage.format_marks import hdf5_files
 from vla_adapt.episodes.storage.image_codec import decode_image
 from vla_adapt.suggest import did_you_mean
 

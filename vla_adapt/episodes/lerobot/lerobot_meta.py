@@ -15,9 +15,8 @@ from jaxtyping import Float64, Int64
 from vla_adapt.episodes.lerobot.lerobot_episodes import EpisodeTable, read_episodes, read_tasks
 from vla_adapt.episodes.lerobot.lerobot_features import STANDARD, TASK, VIDEO, parse_feature
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
+from vla_adapt.episodes.storage.format_marks import LEROBOT_INFO as INFO
 from vla_adapt.suggest import did_you_mean
-
-INFO = Path("meta") / "info.json"
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,6 @@ class LeRobotFolder:
                 f"{self.path}: split '{name}' is empty; choose one of {', '.join(self.splits)}, or record it"
             )
         return self.splits[name]
-
-
-def is_lerobot(path: Path) -> bool:
-    """Whether `path` is the folder of a LeRobot dataset."""
-    return (path / INFO).is_file()
 
 
 def _read_info(path: Path) -> dict[str, Any]:

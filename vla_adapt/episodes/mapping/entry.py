@@ -206,6 +206,7 @@ class DatasetEntry(_Strict):
         transforms: named episode transforms (`transforms.TRANSFORMS`), applied in order.
         rate_hz: at which the data was recorded, where it is not the embodiment's rate.
         source: where the dataset is published.
+        license: as its publisher states it ("cc-by-4.0"), for the model cards; empty: unknown.
         notes: quirks, in words, and which facts are not from the dataset's own documentation.
     """
 
@@ -224,6 +225,7 @@ class DatasetEntry(_Strict):
     transforms: tuple[str, ...] = ()
     rate_hz: float | None = Field(default=None, gt=0)
     source: str = ""
+    license: str = ""
     notes: str = ""
 
     @property

@@ -8,16 +8,23 @@ from __future__ import annotations
 import io
 import pickle
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
+from torch.multiprocessing import reductions
 
 from vla_adapt.episodes.mixing.frame_blocks import Block
 
 # Smaller arrays are pickled.
 _WORTH_IT = 4096
+# Tensors that NumPy knows; others go PyTorch's own way.
+_DTYPES = {
+    getattr(torch, name): name
+    for name in ("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "bool")
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Parcel:
 
     Attributes:
         block: number of the block that holds its arrays.
-        places: start and size of each array in the block.
+        places: start and size of each array in the block; where tensors are stands in `pickled`.
         pickled: all else.
     """
 
@@ -57,26 +64,44 @@ def pack(batch: Any, block: Block) -> Parcel:
         places.append((offset, len(raw)))
         return False
 
+    def tensor(thing: torch.Tensor) -> Any:
+        """What a tensor is made from again: its place, if it lies in the block already."""
+        plain = thing.layout is torch.strided and thing.device.type == "cpu" and not thing.requires_grad
+        if not plain or thing.dtype not in _DTYPES:
+            return reductions.reduce_tensor(thing)  # PyTorch's own way
+        offset = thing.data_ptr() - start
+        if 0 <= offset <= len(block.memory) - thing.nbytes and thing.is_contiguous():
+            return _at, (offset, tuple(thing.shape), _DTYPES[thing.dtype])
+        return torch.from_numpy, (thing.numpy(),)
+
     file = io.BytesIO()
-    _Pickler(file, pickle.HIGHEST_PROTOCOL, True, stays).dump(batch)
+    pickler = ForkingPickler(file, pickle.HIGHEST_PROTOCOL, True, stays)
+    pickler.dispatch_table[torch.Tensor] = tensor  # type: ignore[index]
+    pickler.dump(batch)
     return Parcel(block.number, places, file.getvalue())
 
 
 def unpack(parcel: Parcel, memory: memoryview) -> Any:
     """The batch, its arrays in `memory`, the parcel's block."""
-    return pickle.loads(
-        parcel.pickled, buffers=[memory[start : start + size] for start, size in parcel.places]
-    )
+    buffers = [memory[start : start + size] for start, size in parcel.places]
+    return _Unpickler(parcel.pickled, buffers, memory).load()
 
 
-class _Pickler(ForkingPickler):
-    def reducer_override(self, thing: Any) -> Any:
-        if type(thing) is torch.Tensor and thing.device.type == "cpu" and not thing.requires_grad:
-            try:
-                return torch.from_numpy, (thing.numpy(),)
-            except (TypeError, RuntimeError):  # bfloat16, sparse: PyTorch's own way
-                pass
-        return NotImplemented
+class _Unpickler(pickle.Unpickler):
+    """Takes `_at` for "at a place in `memory`"."""
+
+    def __init__(self, pickled: bytes, buffers: list[memoryview], memory: memoryview):
+        super().__init__(io.BytesIO(pickled), buffers=buffers)
+        self._memory = memory
+
+    def find_class(self, module: str, name: str, /) -> Any:
+        if (module, name) == (__name__, _at.__name__):
+            return partial(_at, memory=self._memory)
+        return super().find_class(module, name)
+
+
+def _at(offset: int, shape: tuple[int, ...], dtype: str, memory: memoryview) -> torch.Tensor:
+    return torch.from_numpy(np.ndarray(shape, dtype, memory, offset))
 
 
 def _address(buffer: memoryview) -> int:

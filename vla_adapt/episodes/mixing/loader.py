@@ -6,8 +6,10 @@ workers, however far they have read ahead.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -92,6 +94,7 @@ class MixtureLoader(DataLoader[Any]):
     """
 
     def __init__(self, batches: StepBatches, steps: _Steps, **options: Any):
+        options["worker_init_fn"] = partial(_start_worker, options.get("worker_init_fn"))
         super().__init__(batches, batch_size=None, sampler=steps, collate_fn=_as_is, **options)  # type: ignore[arg-type]
         self._batches, self._steps = batches, steps
         self._given = steps.start
@@ -142,6 +145,13 @@ class MixtureLoader(DataLoader[Any]):
                 f"{self._batches.global_batch}; resume with the batch size it was saved with"
             )
         self._steps.start = self._given = step
+
+
+def _start_worker(then: Callable[[int], None] | None, number: int) -> None:
+    """A garbage collection writes to all objects there are, and so would copy the trainer's memory."""
+    gc.freeze()
+    if then is not None:
+        then(number)
 
 
 def _as_is(item: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Shaped
@@ -59,6 +59,8 @@ class RldsStore:
             path.removeprefix(METADATA): path for path in folder.leaves if not path.startswith(STEPS)
         }
         self._ends = np.cumsum(index.lengths)
+        self._shard_numbers = index.arrays["shard"]
+        self._image_columns: dict[str, _ImageColumn] = {}
         self._reader = ShardReader(index.shards)
         self.skipped = [text for text, _ in index.notes]
         if self.skipped:
@@ -130,18 +132,18 @@ class RldsStore:
 
     def fetch_image(self, field: str, episode: int, step: int) -> Callable[[], np.ndarray]:
         """Read one image; the returned call decodes it. Raises as `image`, each half what it can find."""
-        path, leaf = self._one_image(field)
-        data, where = self._encoded(path, self._row(episode, step), episode)
-        return partial(self._decode, data, leaf, where)
+        column = self._image_columns.get(field) or self._one_image(field)
+        data, offset = self._encoded(column, self._row(episode, step), episode)
+        return partial(self._decode, data, column.leaf, partial(self._byte, episode, offset))
 
     def prefetcher(self) -> Callable[[str, int, int], None] | None:
         """A call (field, episode, step) that fetches an image in the background; None: nothing is remote."""
         return self._prefetch if self._reader.is_remote else None
 
     def _prefetch(self, field: str, episode: int, step: int) -> None:
-        arrays, (path, _), row = self._index.arrays, self._one_image(field), self._row(episode, step)
-        offset, size = int(arrays[f"{path}:offset"][row]), int(arrays[f"{path}:size"][row])
-        self._reader.prefetch(int(arrays["shard"][episode]), offset, size)
+        column, row = self._one_image(field), self._row(episode, step)
+        shard = int(self._shard_numbers[episode])
+        self._reader.prefetch(shard, int(column.offsets[row]), int(column.sizes[row]))
 
     def images(self, field: str, episode: int, step: int) -> list[Any]:
         """All images of one step of a field that holds a sequence of them (nested lists: of sequences)."""
@@ -149,13 +151,15 @@ class RldsStore:
         if leaf.kind is Kind.IMAGE:
             return [self.image(field, episode, step)]
         self._row(episode, step)
-        where = f"{self._location(episode)} field '{path}' step {step}"
-        return self._decode_all(self._values(path, leaf, episode)[step], leaf, where)
+        return self._decode_all(
+            self._values(path, leaf, episode)[step],
+            leaf,
+            lambda: f"{self._location(episode)} field '{path}' step {step}",
+        )
 
     def encoded_image(self, field: str, episode: int, step: int) -> bytes:
         """The stored bytes (JPEG, PNG) of one image; refusals as of `image`."""
-        path, _ = self._one_image(field)
-        return self._encoded(path, self._row(episode, step), episode)[0]
+        return self._encoded(self._one_image(field), self._row(episode, step), episode)[0]
 
     def texts(self, field: str, episode: int) -> list[Any]:
         """A text field of all steps of an episode: T strings, or for text tensors T object arrays."""
@@ -185,13 +189,13 @@ class RldsStore:
         if f"{path}:value" in arrays:
             return arrays[f"{path}:value"][episode].tolist()
         if leaf.kind is Kind.IMAGE:
-            data, where = self._encoded(path, episode, episode)
-            return self._decode(data, leaf, where)
+            data, offset = self._encoded(_ImageColumn.of(arrays, path, leaf), episode, episode)
+            return self._decode(data, leaf, partial(self._byte, episode, offset))
         if leaf.optional and not arrays[f"{stored_keys(path, leaf)[0]}:span"][episode][0]:
             return None
         value = self._values(path, leaf, episode)
         if leaf.holds is Kind.IMAGE:
-            return self._decode_all(value, leaf, f"{self._location(episode)} field '{path}'")
+            return self._decode_all(value, leaf, lambda: f"{self._location(episode)} field '{path}'")
         return value.tolist() if leaf.kind is Kind.NUMBER else value
 
     def _leaf(self, field: str, kind: Kind) -> tuple[str, LeafSpec]:
@@ -202,11 +206,14 @@ class RldsStore:
             raise ValueError(f"{self.name}: field '{field}' is {leaf}, wanted {kind.value}")
         return STEPS + field, leaf
 
-    def _one_image(self, field: str) -> tuple[str, LeafSpec]:
+    def _one_image(self, field: str) -> _ImageColumn:
+        """Where the images of a field are that has one a step; found once, for it is met per sample."""
         path, leaf = self._leaf(field, Kind.IMAGE)
         if leaf.kind is Kind.RAGGED:
             raise ValueError(f"{self.name}: field '{field}' holds several images a step; read it by images()")
-        return path, leaf
+        if field not in self._image_columns:
+            self._image_columns[field] = _ImageColumn.of(self._index.arrays, path, leaf)
+        return self._image_columns[field]
 
     def _values(self, path: str, leaf: LeafSpec, episode: int) -> Any:
         """Values that stayed in the record."""
@@ -218,31 +225,28 @@ class RldsStore:
 
     def _stored_list(self, episode: int, key: str) -> tuple[Buffer, Span]:
         kind, start, end = (int(x) for x in self._index.arrays[f"{key}:span"][episode])
-        data = (
-            self._reader.read(int(self._index.arrays["shard"][episode]), start, end - start) if kind else b""
-        )
+        data = self._reader.read(int(self._shard_numbers[episode]), start, end - start) if kind else b""
         return data, Span(kind, 0, len(data))
 
-    def _encoded(self, path: str, row: int, episode: int) -> tuple[bytes, str]:
-        """An image's stored bytes, and where they are."""
-        arrays = self._index.arrays
-        offset, size = int(arrays[f"{path}:offset"][row]), int(arrays[f"{path}:size"][row])
-        shard = int(arrays["shard"][episode])
-        data, where = (
-            self._reader.read(shard, offset, size),
-            f"{self._index.shards[shard].location} byte {offset}",
-        )
-        if self._verify_images and crc32c(data) != int(arrays[f"{path}:crc"][row]):
+    def _encoded(self, column: _ImageColumn, row: int, episode: int) -> tuple[bytes, int]:
+        """An image's stored bytes, and at which byte of the episode's shard they begin."""
+        offset = int(column.offsets[row])
+        data = self._reader.read(int(self._shard_numbers[episode]), offset, int(column.sizes[row]))
+        if self._verify_images and crc32c(data) != int(column.checksums[row]):  # type: ignore[index]
+            where = self._byte(episode, offset)
             raise ValueError(f"CRC of the image is wrong, the file has changed ({where}); copy it again")
-        return data, where
+        return data, offset
 
-    def _decode(self, data: bytes, leaf: LeafSpec, where: str) -> np.ndarray:
+    def _decode(self, data: bytes, leaf: LeafSpec, where: Callable[[], str]) -> np.ndarray:
         try:
             return decode_image(data, leaf, self._image_scale)
         except ValueError as error:
-            raise ValueError(f"{error} ({where})") from None
+            raise ValueError(f"{error} ({where()})") from None
 
-    def _decode_all(self, encoded: Any, leaf: LeafSpec, where: str) -> Any:
+    def _byte(self, episode: int, offset: int) -> str:
+        return f"{self._index.shards[int(self._shard_numbers[episode])].location} byte {offset}"
+
+    def _decode_all(self, encoded: Any, leaf: LeafSpec, where: Callable[[], str]) -> Any:
         return [
             self._decode_all(item, leaf, where)
             if isinstance(item, np.ndarray)
@@ -251,7 +255,7 @@ class RldsStore:
         ]
 
     def _location(self, episode: int) -> str:
-        shard = int(self._index.arrays["shard"][episode])
+        shard = int(self._shard_numbers[episode])
         return f"{self._index.shards[shard].location} episode {self.split}/{self.ordinals[episode]}"
 
     def _row(self, episode: int, step: int) -> int:
@@ -263,6 +267,20 @@ class RldsStore:
     def _rows(self, episode: int) -> slice:
         end = int(self._ends[episode])
         return slice(end - int(self._index.lengths[episode]), end)
+
+
+class _ImageColumn(NamedTuple):
+    """Where the images of one field lie in their shards, by row of the index."""
+
+    leaf: LeafSpec
+    offsets: Int64[np.ndarray, " N"]
+    sizes: Shaped[np.ndarray, " N"]
+    checksums: Shaped[np.ndarray, " N"] | None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], path: str, leaf: LeafSpec) -> _ImageColumn:
+        checksums = arrays.get(f"{path}:crc")
+        return cls(leaf, arrays[f"{path}:offset"], arrays[f"{path}:size"], checksums)
 
 
 class _Facts(Mapping[str, Any]):

@@ -83,6 +83,7 @@ class ShardReader:
 
     def __init__(self, shards: Sequence[ShardFile]):
         self._shards = list(shards)
+        self._remote = [is_url(file.data) for file in self._shards]
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
@@ -93,7 +94,7 @@ class ShardReader:
         """
         file = self._shards[shard]
         try:
-            if is_url(file.data):
+            if self._remote[shard]:
                 data = remote_blocks().read(file.data, file.mark, file.size or 0, offset, size)
             else:
                 data = os.pread(self._descriptor(shard), size, offset)
@@ -106,12 +107,12 @@ class ShardReader:
     @property
     def is_remote(self) -> bool:
         """Whether any of the shards is."""
-        return any(is_url(file.data) for file in self._shards)
+        return any(self._remote)
 
     def prefetch(self, shard: int, offset: int, size: int) -> None:
         """Say that this piece will be read soon; a remote one is fetched in the background."""
         file = self._shards[shard]
-        if is_url(file.data):
+        if self._remote[shard]:
             remote_blocks().prefetch(file.data, file.mark, file.size or 0, offset, size)
 
     def _descriptor(self, shard: int) -> int:

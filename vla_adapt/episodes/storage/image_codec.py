@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 from typing import Any
 
-import av
-import av.error
 import numpy as np
 import simplejpeg
 from jaxtyping import Shaped
@@ -96,6 +94,9 @@ def _decode_png(data: bytes, channels: int, dtype: str) -> np.ndarray:
 
 def _decode_wide_png(data: bytes) -> np.ndarray:
     """A PNG of 16 bits a channel; Pillow keeps 8 of them."""
+    import av
+    import av.error
+
     decoder = av.CodecContext.create("png", "r")
     try:
         frames = decoder.decode(av.Packet(data))  # type: ignore[attr-defined]

@@ -20,8 +20,8 @@ ROBOTS = ("a", "b", "c")
 TASK, FEATURES, STEPS, ROWS, RATE = 4, 8, 600, 192, 2e-2
 SEEDS = range(5)
 CHANCE = 1 / len(ROBOTS)
-PROBED = 4800
-EMA = 0.98
+EMA = 0.98  # as a recipe's train.ema; of plain training too
+PROBED = 4800  # features that hold nothing of the robot are then told with 33.3 +- 1 %
 CONFIGS = {
     "none": InvarianceConfig(),
     "dann": InvarianceConfig(method="dann", weight=8.0, schedule="warmup"),
@@ -90,9 +90,8 @@ def test_the_probe_falls_to_chance_and_the_task_hardly_suffers(method: str):
     assert mean(result.mlp.accuracy for _, result in before) > 0.95
     assert all(trained / plain < 1.05 for (plain, _), (trained, _) in zip(before, after, strict=True))
     linear, mlp = ([getattr(result, kind) for _, result in after] for kind in ("linear", "mlp"))
-    assert mean(score.accuracy for score in linear) < CHANCE + 0.05, [score.text for score in linear]
-    assert mean(score.low for score in mlp) < CHANCE + 0.05, [score.text for score in mlp]
-    assert mean(score.accuracy for score in mlp) < CHANCE + 0.08, [score.text for score in mlp]
+    for scores in (linear, mlp):
+        assert max(score.accuracy for score in scores) < CHANCE + 0.05, [score.text for score in scores]
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 # One run as a SLURM job that may be pre-empted, requeued and go on: sbatch recipes/launch/slurm.sh RECIPE [ARGS...]
 # srun starts one process per GPU and signals each of them, so no launcher stands between: SIGTERM and SIGUSR1
 # make all ranks finish their step, save a checkpoint and end; the requeued job resumes from it. The recipe's
-# output folder must be on a file system that all nodes share.
+# output folder must be on a file system that all nodes share. To shard the base over all GPUs, as fsdp.yaml does:
+# sbatch --export=ALL,ACCELERATE_USE_FSDP=true ...
 #SBATCH --job-name=vla_adapt
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

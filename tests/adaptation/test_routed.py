@@ -149,6 +149,26 @@ def test_bfloat16_base_with_float32_adapters(random_base: Path, autocast: bool):
     check((logits.detach(), gradients(model)), alone(random_base, case, autocast), 0.05)
 
 
+@pytest.mark.parametrize("robots", [ROWS, [None] * len(ROWS)])
+def test_all_adapters_can_be_reached_by_zeros(random_base: Path, robots: list[str | None]):
+    model = build(random_base, Case(shared=2), ours=True)
+    found = []
+    for reach_all in (False, True):
+        with route(model, robots, reach_all):
+            loss = run(model)[1]
+        if loss.requires_grad:
+            loss.backward()
+        found.append(gradients(model))
+        model.zero_grad(set_to_none=True)
+    without, reached = found
+    seen = {*robots, SHARED} - {None} if robots == ROWS else set()
+    for name, gradient in reached.items():
+        assert gradient is not None, name
+        wanted = without[name]
+        assert (wanted is None) == (adapter_of(name) not in seen), name
+        assert torch.equal(gradient, torch.zeros_like(gradient) if wanted is None else wanted), name
+
+
 def test_two_passes_of_different_routes_share_one_backward_pass(random_base: Path):
     case = Case()
     model = build(random_base, case, ours=True).train()

@@ -39,6 +39,7 @@ def be_rank(order: dict[str, Any], rank: int, port: int) -> None:
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world,
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="true",
     )  # fmt: skip
+    os.environ.update(order.get("environment", {}))
     for name, value in order.get("pulse", {}).items():
         setattr(pulse, name, value)
     if order.get("before"):  # "file.py:function": changes this process first

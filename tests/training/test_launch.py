@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 
-from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
-from vla_adapt.resources import tiny_base_dir
 from vla_adapt.training import launch as launching
+from vla_adapt.training.fsdp_launch import check_fsdp_options
 from vla_adapt.training.launch_command import asked_processes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,13 +31,13 @@ def losses(folder: Path) -> dict[tuple[int, str], float]:
     return {(row["step"], row["robot"]): row["loss"] for row in rows}
 
 
-def launch(recipe: Recipe, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Two processes, as `recipes/launch/cpu-2.yaml` starts them."""
+def launch(recipe: Recipe, folder: Path, config: str = "cpu-2") -> subprocess.CompletedProcess[str]:
+    """Two processes, as a file of `recipes/launch` starts them."""
     file = folder.with_suffix(".yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "cpu-2.yaml"),
+        sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml"),
         str(ROOT / "scripts" / "finetune.py"), str(file),
     ]  # fmt: skip
     return subprocess.run(
@@ -47,12 +47,13 @@ def launch(recipe: Recipe, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("config", "way"), [("cpu-2", "DDP"), ("cpu-2-fsdp", "FSDP2")])
 def test_two_processes_give_the_losses_of_one(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, finished_run: Path
+    make_recipe: Callable[..., Recipe], tmp_path: Path, finished_run: Path, config: str, way: str
 ):
-    result = launch(make_recipe(str(tmp_path / "two")), tmp_path / "two")
+    result = launch(make_recipe(str(tmp_path / "two")), tmp_path / "two", config)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "2 process(es) on cpu (MULTI_CPU)" in result.stdout
+    assert f"2 process(es) on cpu ({way})" in result.stdout
     one, two = losses(finished_run), losses(tmp_path / "two")
     assert one.keys() == two.keys()
     assert max(abs(one[key] - two[key]) for key in one) < 1e-5
@@ -77,7 +78,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     accelerator = Accelerator(cpu=True)
     monkeypatch.setattr(launching, "Accelerator", lambda **options: accelerator)
     monkeypatch.setattr(launching, "launcher_command", list)
-    for variable in ("WORLD_SIZE", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_CPU"):
+    for variable in ("WORLD_SIZE", *(name for name in os.environ if name.startswith("ACCELERATE_"))):
         monkeypatch.delenv(variable, raising=False)
     return accelerator
 
@@ -104,22 +105,35 @@ def test_a_launcher_that_started_fewer_than_told_is_refused(
     assert launching.start_accelerator("fp32") is alone
 
 
-@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")])
-def test_a_way_that_was_dropped_is_refused(
-    alone: Accelerator, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("USE_FSDP", "true", r"asks for FSDP \(ACCELERATE_USE_FSDP\) over one process"),
+        ("USE_DEEPSPEED", "true", r"asks for ZeRO-2 .*: DeepSpeed is not supported: .*fsdp\.yaml"),
+        ("USE_MEGATRON_LM", "true", "asks for Megatron-LM"),
+        ("DYNAMO_BACKEND", "INDUCTOR", r"asks for torch.compile .*=INDUCTOR\): not supported"),
+    ],
+)
+def test_a_way_that_is_not_there_is_refused(
+    alone: Accelerator, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ):
-    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "true")
-    with pytest.raises(
-        ValueError, match=rf"asks for {name} \(ACCELERATE_USE_{variable}\), Accelerate made it NO"
-    ):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(ValueError, match=message):
         launching.start_accelerator("fp32")
-    monkeypatch.setenv(f"ACCELERATE_USE_{variable}", "false")
+    monkeypatch.setenv(f"ACCELERATE_{variable}", "NO" if variable == "DYNAMO_BACKEND" else "false")
     assert launching.start_accelerator("fp32") is alone
+
+
+def test_the_way_is_the_launchs(alone: Accelerator, monkeypatch: pytest.MonkeyPatch):
+    assert [launching.launched_way(alone.num_processes), launching.launched_way(2)] == ["1 process", "DDP"]
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert launching.launched_way(2) == "FSDP2"
 
 
 WAYS = {
     "cpu-2": (DistributedType.MULTI_GPU, 2), "gpu-1": (DistributedType.NO, 1),
     "gpu-8": (DistributedType.MULTI_GPU, 8), "fsdp": (DistributedType.FSDP, 16),
+    "cpu-2-fsdp": (DistributedType.FSDP, 2),
 }  # fmt: skip
 
 
@@ -128,7 +142,7 @@ def test_there_are_no_other_launch_configs():
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_launch_configs_are_what_accelerate_reads(name: str):
+def test_launch_configs_are_what_accelerate_reads(name: str, monkeypatch: pytest.MonkeyPatch):
     file = CONFIGS / f"{name}.yaml"
     config = load_config_from_file(str(file))
     assert (config.distributed_type, config.num_processes) == WAYS[name]
@@ -136,13 +150,13 @@ def test_launch_configs_are_what_accelerate_reads(name: str):
         ["--config_file", str(file), "scripts/finetune.py", "quickstart"]
     )
     arguments, _, _ = _validate_launch_command(arguments)
-    assert arguments.use_fsdp == (name == "fsdp")
+    assert arguments.use_fsdp == ("fsdp" in name)
     assert arguments.num_processes == WAYS[name][1]
-    if name == "fsdp":
-        assert arguments.fsdp_version == 2
-        assert arguments.fsdp_transformer_layer_cls_to_wrap in {
-            part.__name__ for part in set(map(type, tiny().modules()))
-        }
+    if "fsdp" in name:
+        for variable, setting in prepare_multi_gpu_env(arguments).items():
+            if variable.startswith("FSDP_"):
+                monkeypatch.setenv(variable, setting)
+        check_fsdp_options()
     command = [
         *["python", "-m", "accelerate.commands.launch", "--config_file"],
         str(file),
@@ -150,10 +164,6 @@ def test_launch_configs_are_what_accelerate_reads(name: str):
         "x",
     ]
     assert asked_processes(command) == WAYS[name][1]
-
-
-def tiny() -> OpenVLA:
-    return OpenVLA.from_pretrained(tiny_base_dir())
 
 
 def test_the_slurm_script_is_a_script():

@@ -71,6 +71,49 @@ def test_a_rank_that_is_new_keeps_its_generators(tmp_path: Path):
     assert torch.equal(torch.get_rng_state(), wanted)
 
 
+class Halves:
+    """As shards: the module and its optimizer hold half of every number that there is."""
+
+    def __init__(self, state: RunState) -> None:
+        self.module = state.module
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {name: 2 * p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    def put_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
+        parameter.copy_(value / 2)
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return self.scaled(optimizer.state_dict(), 2.0)
+
+    def part_of_optimizer_state(self, content: dict[str, Any]) -> dict[str, Any]:
+        return self.scaled(content, 0.5)
+
+    def scaled(self, content: dict[str, Any], factor: float) -> dict[str, Any]:
+        state = {
+            number: {key: value if key == "step" else factor * value for key, value in each.items()}
+            for number, each in content["state"].items()
+        }
+        return {**content, "state": state}
+
+
+def test_parts_are_put_together_and_taken_apart(tmp_path: Path):
+    parts = make(0)
+    parts.sharding = Halves(parts)
+    for _ in range(3):
+        advance(parts)
+    parts.write(tmp_path, 0)
+    whole, others = make(1), make(2)
+    whole.read(tmp_path, 0)
+    assert torch.equal(whole.module[2].weight, 2 * parts.module[2].weight)  # type: ignore[index]
+    others.sharding = Halves(others)
+    others.read(tmp_path, 0)
+    assert torch.equal(others.module[2].weight, parts.module[2].weight)  # type: ignore[index]
+    for number, state in parts.optimizer.state_dict()["state"].items():
+        assert torch.equal(whole.optimizer.state_dict()["state"][number]["exp_avg"], 2 * state["exp_avg"])
+        assert torch.equal(others.optimizer.state_dict()["state"][number]["exp_avg"], state["exp_avg"])
+
+
 def test_weights_alone(tmp_path: Path):
     first, second = make(0), make(1)
     first.write(tmp_path, 0)

@@ -37,10 +37,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Route:
-    """Which adapters each of `samples` samples passes: its robot's, then the shared one."""
+    """Which adapters each of `samples` samples passes: its robot's, then the shared one.
+
+    `reach_all`: adapters that no sample passes get a gradient of zeros instead of none.
+    """
 
     samples: int
     segments: tuple[Segment, ...]
+    reach_all: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
 
@@ -58,13 +62,19 @@ class RoutedLinear(Linear):
         route: Route | None = self.rows.current
         if route is None or self.disable_adapters:
             return super().forward(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
         segments = [segment for segment in route.segments if segment.name in self.lora_A]
-        if not segments:
-            return result
         names = list(dict.fromkeys(segment.name for segment in segments))
+        if segments:
+            result = self._adapted(x, segments, names, route)
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        return _reaching(self, result, names) if route.reach_all else result
+
+    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
+        """What the base makes of `x`, with what each segment's adapter adds to its rows."""
         _check(self, names, route, x)
         dtype = self._dtype(names[0], x.device.type)
+        result = self.base_layer(x)
         fresh = result.dtype == dtype and type(self.base_layer) is nn.Linear
         added = add_low_rank(
             result if fresh else torch.zeros_like(result, dtype=dtype),
@@ -102,9 +112,14 @@ class RoutedConv2d(Conv2d):
             return super().forward(x, *args, **kwargs)
         result = self.base_layer(x, *args, **kwargs)
         segments = [segment for segment in route.segments if segment.name in self.lora_A]
-        if not segments:
-            return result
-        _check(self, list(dict.fromkeys(segment.name for segment in segments)), route, x)
+        names = list(dict.fromkeys(segment.name for segment in segments))
+        if segments:
+            _check(self, names, route, x)
+            result = self._adapted(x, result, segments, route)
+        return _reaching(self, result, names) if route.reach_all else result
+
+    def _adapted(self, x: Tensor, result: Tensor, segments: list[Segment], route: Route) -> Tensor:
+        """`result` of the base with what each segment's adapter adds to its rows."""
         dropped = self.lora_dropout[segments[0].name](x)
         each = x.shape[0] // route.samples
         for segment in segments:
@@ -131,6 +146,28 @@ def _check(layer: RoutedLinear | RoutedConv2d, names: list[str], route: Route, x
         raise ValueError(f"adapters of one batch drop out at {sorted(rates)}; give them the same dropout")
 
 
+def _reaching(layer: RoutedLinear | RoutedConv2d, result: Tensor, names: list[str]) -> Tensor:
+    """`result`; its gradient also goes, as zeros, to the adapters that are not in `names`."""
+    sides = [layer.lora_A[name] for name in layer.lora_A if name not in names]
+    sides += [layer.lora_B[name] for name in layer.lora_B if name not in names]
+    weights = [weight for side in sides for weight in side.parameters() if weight.requires_grad]
+    return _Reach.apply(result, *weights) if weights else result  # type: ignore[no-any-return]
+
+
+class _Reach(torch.autograd.Function):
+    """Identity of the first argument; the others get zeros as their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, *weights: Tensor) -> Tensor:
+        ctx.facts = [(weight.shape, weight.dtype, weight.device) for weight in weights]
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        zeros = (torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in ctx.facts)
+        return gradients[0], *zeros
+
+
 def routed(config: LoraConfig, rows: RowContext) -> LoraConfig:
     """A copy of `config` that makes routed layers, which read their route from their model's `rows`."""
     config = copy.copy(config)
@@ -141,17 +178,18 @@ def routed(config: LoraConfig, rows: RowContext) -> LoraConfig:
 
 
 @contextmanager
-def route(model: nn.Module, robots: Sequence[str | None]) -> Iterator[None]:
+def route(model: nn.Module, robots: Sequence[str | None], reach_all: bool = False) -> Iterator[None]:
     """Inside, each sample of a batch passes the adapter of its own robot, and the shared one if there is one.
 
     Holds for every forward pass inside, and for what checkpointed layers recompute of it in backward passes,
-    which may come after. Adapters that no sample passes get no gradient (None, not zero). Not locked: one
-    forward pass of a model at a time.
+    which may come after. Not locked: one forward pass of a model at a time.
 
     Args:
         model: holds routed layers; may be wrapped (DDP, PEFT).
         robots: one per sample, samples of a robot next to each other; None: the bare base. Layers may see
             several rows per sample (tokens, cameras), as long as a sample's rows are together.
+        reach_all: adapters that no sample passes get a gradient of zeros, else none (None). For shards of
+            which all processes must have the same gradients, whichever robots each of them sees.
 
     Raises:
         ValueError: no samples, a robot's samples not together, or a robot without an adapter.
@@ -174,7 +212,7 @@ def route(model: nn.Module, robots: Sequence[str | None]) -> Iterator[None]:
     if rows is None:
         yield
         return
-    with rows.using(Route(len(robots), tuple(_segments(runs)))):
+    with rows.using(Route(len(robots), tuple(_segments(runs)), reach_all)):
         yield
 
 

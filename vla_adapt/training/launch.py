@@ -9,14 +9,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from vla_adapt.training.fsdp_launch import USE_FSDP, asks_for_fsdp, check_fsdp_options, fsdp_hidden
 from vla_adapt.training.launch_command import asked_processes, launcher_command
-
-# What a launch config asks for by an environment variable, and the types of Accelerate that are it.
-_ASKED = {
-    "ACCELERATE_USE_FSDP": ("FSDP", {"FSDP"}),
-    "ACCELERATE_USE_DEEPSPEED": ("DeepSpeed", {"DEEPSPEED"}),
-    "ACCELERATE_USE_MEGATRON_LM": ("Megatron-LM", {"MEGATRON_LM"}),
-}
+from vla_adapt.training.parallelism import COMPILED, DDP, DEEPSPEED, FSDP2, ONE, Way
 
 
 def start_accelerator(precision: str, patience: timedelta = timedelta(minutes=30)) -> Accelerator:
@@ -30,14 +25,17 @@ def start_accelerator(precision: str, patience: timedelta = timedelta(minutes=30
         patience: how long the collectives of a step wait for the slowest process.
 
     Raises:
-        ValueError: Accelerate joined fewer processes than were launched, or fell back to another way.
+        ValueError: Accelerate joined fewer processes than were launched or fell back to another way, or the
+            launch asks for what does not exist here: DeepSpeed, Megatron-LM, torch.compile, options of FSDP.
     """
+    _refuse_strange_ways()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=patience)],
-        cpu=not torch.cuda.is_available(),
-    )
+    with fsdp_hidden():
+        accelerator = Accelerator(
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=patience)],
+            cpu=not torch.cuda.is_available(),
+        )
     _check_processes(accelerator)
     _check_way(accelerator)
     return accelerator
@@ -58,17 +56,37 @@ def _check_processes(accelerator: Accelerator) -> None:
         )
 
 
+def launched_way(processes: int) -> Way:
+    """How the processes of the launch, so many, share the work."""
+    if processes == 1:
+        return ONE
+    return FSDP2 if asks_for_fsdp() else DDP
+
+
+def _refuse_strange_ways() -> None:
+    if _is_set("ACCELERATE_USE_DEEPSPEED"):
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+        raise ValueError(f"the launch asks for ZeRO-{stage} (ACCELERATE_USE_DEEPSPEED): {DEEPSPEED}")
+    if _is_set("ACCELERATE_USE_MEGATRON_LM"):
+        raise ValueError(
+            "the launch asks for Megatron-LM (ACCELERATE_USE_MEGATRON_LM), which has no OpenVLA; take "
+            "recipes/launch/fsdp.yaml to shard a model"
+        )
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() != "no":
+        raise ValueError(
+            f"the launch asks for torch.compile (ACCELERATE_DYNAMO_BACKEND={compiler}): {COMPILED}"
+        )
+    if asks_for_fsdp():
+        check_fsdp_options()
+
+
 def _check_way(accelerator: Accelerator) -> None:
-    got = accelerator.distributed_type.value
-    for variable, (name, types) in _ASKED.items():
-        if _is_set(variable) and got not in types:
-            reason = (
-                "it needs a GPU, and torch sees none" if not torch.cuda.is_available() else "check its config"
-            )
-            raise ValueError(
-                f"the launch asks for {name} ({variable}), Accelerate made it {got}: {reason}; with "
-                "recipes/launch/cpu-2.yaml two processes train on the CPU"
-            )
+    if asks_for_fsdp() and accelerator.num_processes == 1:
+        raise ValueError(
+            f"the launch asks for FSDP ({USE_FSDP}) over one process, which has nobody to share with; start "
+            "two or more, or launch without FSDP (recipes/launch/gpu-1.yaml)"
+        )
     if _is_set("ACCELERATE_USE_CPU") and accelerator.device.type != "cpu":
         raise ValueError(
             f"the launch asks for the CPU (ACCELERATE_USE_CPU), Accelerate took {accelerator.device}: "

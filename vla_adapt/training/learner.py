@@ -51,6 +51,7 @@ class Learner(nn.Module):
         self.auxiliary_key = auxiliary_key
         self.invariance = invariance
         self.balance = balance
+        self.reach_all = False  # see `routed.route`
 
     def forward(self, batch: PolicyBatch, progress: float = 0.0) -> dict[str, Tensor]:
         """Total loss under "loss"; detached, by row of the batch, "loss_per_sample" [B], "prediction"
@@ -92,7 +93,7 @@ class Learner(nn.Module):
     def _look(self, batch: PolicyBatch, questions: list[Question]) -> list[Seen]:
         """What each robot's head gets to see, of one pass over all rows."""
         question = join(questions, self.model.config.pad_token_id)
-        with route(self.model, batch.robots) if self.adapted else nullcontext():
+        with route(self.model, batch.robots, self.reach_all) if self.adapted else nullcontext():
             seen = look(self.model, batch, question)
         return [seen.rows(rows) for _, rows in batch.segments()]
 

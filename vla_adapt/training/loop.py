@@ -26,12 +26,13 @@ from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
-from vla_adapt.training.launch import start_accelerator
+from vla_adapt.training.launch import launched_way, start_accelerator
 from vla_adapt.training.learner import INVARIANCE
 from vla_adapt.training.leave import leave_bundles, leave_drawn
 from vla_adapt.training.loss_balance import BALANCE, SCALE_RATE
-from vla_adapt.training.micro_batches import check_split, in_micro_batches, synced_at_last
-from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
+from vla_adapt.training.micro_batches import check_split, in_micro_batches
+from vla_adapt.training.optimizer import make_optimizer
+from vla_adapt.training.parallelism import Way, check_way
 from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
@@ -43,6 +44,7 @@ from vla_adapt.training.run_state import RunState
 from vla_adapt.training.sample_log import SampleId, SampleLog, name_bad_samples
 from vla_adapt.training.selection import Selection
 from vla_adapt.training.setting import Setting, prepare
+from vla_adapt.training.spread import Spread, make_whole, spread_over
 from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 from vla_adapt.training.trackers import Trackers
@@ -74,11 +76,13 @@ def train(recipe: Recipe, fresh: bool = False) -> Path:
             )
             accelerator.end_training()
             return folder
+        way = launched_way(accelerator.num_processes)
+        check_way(recipe, way)
         check_split(recipe.train.batch_size, accelerator.num_processes, recipe.train.accumulate)
         ranks = Ranks(accelerator)
         keeper = CheckpointKeeper(ranks, folder, recipe)
         with Pulse(ranks, keeper.where) as pulse, explained(recipe, ranks.world, keeper.where):
-            _train(Run(accelerator, ranks, keeper, pulse, folder, recipe.train.steps), recipe, fresh)
+            _train(Run(accelerator, way, ranks, keeper, pulse, folder, recipe.train.steps), recipe, fresh)
         accelerator.end_training()
     return folder
 
@@ -88,6 +92,7 @@ class Run:
     """What the parts of a run share."""
 
     accelerator: Accelerator
+    way: Way
     ranks: Ranks
     keeper: CheckpointKeeper
     pulse: Pulse
@@ -101,7 +106,7 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
         run.keeper.find(fresh)
         run.ranks.on_main(lambda: replace_text(run.folder / "recipe.yaml", recipe.to_text()))
         setting = run.ranks.main_first(partial(prepare, recipe))
-        _announce(run.accelerator, setting)
+        _announce(run, setting)
         note = use_features(run.accelerator, run.ranks, setting)
         if note:
             run.accelerator.print(f"  {note}")
@@ -129,17 +134,17 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
 
 def _run_steps(run: Run, setting: Setting) -> None:
     recipe, learner, accelerator = setting.recipe, setting.learner, run.accelerator
-    groups = learner.groups()
-    if recipe.train.steps == 0 or not groups:
+    if recipe.train.steps == 0 or not learner.groups():
         learner.to(accelerator.device)
         run.ranks.on_main(lambda: replace_text(run.folder / METRICS, ""))
         run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, 0))
         return
-    optimizer, schedule = _optimizer(recipe, groups)
+    spread = spread_over(accelerator, run.way, learner)
+    optimizer, schedule = _optimizer(recipe, spread.groups)
     stages = StageSwitch(learner, recipe.adaptation)
-    wrapped, optimizer = accelerator.prepare(learner, optimizer)
+    wrapped, optimizer = spread.prepare(optimizer)
     selection = Selection(accelerator, run.ranks, setting)
-    state = RunState(learner, optimizer, schedule, selection.extras)
+    state = RunState(learner, optimizer, schedule, selection.extras, spread.sharding)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
     run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
@@ -157,12 +162,12 @@ def _run_steps(run: Run, setting: Setting) -> None:
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
             with stages.at(step - 1):
-                _add_up_gradients(run, wrapped, micro_batches, step - 1, log)
-            norms = clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
-            _check_gradients(list(groups), norms, micro_batches, step - 1)
+                robots = _add_up_gradients(run, spread, wrapped, micro_batches, step - 1, log)
+            norms = spread.settle(robots, recipe.train.optimizer.clip_norm)
+            _check_gradients(list(spread.groups), norms, micro_batches, step - 1)
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            spread.clear(optimizer)
             verdict = selection.after(step, log)
             log.step(step, float(schedule.get_last_lr()[0]), verdict.stop)
             if samples is not None:
@@ -180,6 +185,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     setting.trained = selection.choose(step, state, run.keeper)
     if setting.trained:
         accelerator.print(setting.trained)
+    make_whole(spread.sharding, setting, run.ranks, accelerator.device)
 
 
 def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[torch.optim.AdamW, LambdaLR]:
@@ -196,21 +202,26 @@ def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[t
 
 def _add_up_gradients(
     run: Run,
+    spread: Spread,
     wrapped: nn.Module,
     micro_batches: list[tuple[PolicyBatch, list[SampleId]]],
     done: int,
     log: RunLog,
-) -> None:
-    """Forward and backward over every part of this process's share of the batch, after `done` steps."""
+) -> set[str]:
+    """Forward and backward over every part of this process's share of the batch; returns whose rows it has.
+
+    `done` steps are behind.
+    """
     accelerator = run.accelerator
     for number, (loaded, ids) in enumerate(micro_batches, start=1):
         batch = loaded.to(accelerator.device)
-        with synced_at_last(accelerator, wrapped, number == len(micro_batches)):
+        with spread.passing(number == len(micro_batches)):
             with accelerator.autocast():
                 output = wrapped(batch, done / run.steps)
             _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
         log.add(output, batch)
+    return {robot for batch, _ in micro_batches for robot in batch.robots}
 
 
 def _loader(run: Run, setting: Setting) -> MixtureLoader:
@@ -309,14 +320,13 @@ def _finished(folder: Path, recipe: Recipe) -> bool:
     return file.is_file() and json.loads(file.read_text())["recipe"] == recipe.to_text()
 
 
-def _announce(accelerator: Accelerator, setting: Setting) -> None:
-    recipe, learner = setting.recipe, setting.learner
+def _announce(run: Run, setting: Setting) -> None:
+    recipe, learner, accelerator = setting.recipe, setting.learner, run.accelerator
     trained = {name: sum(p.numel() for p in group) for name, group in learner.groups().items()}
     accelerator.print(
         f"{recipe.name}: base {recipe.base}, {recipe.adaptation.kind}, {recipe.policy.head.kind} head; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type} "
-        f"({accelerator.distributed_type.value}), {recipe.train.steps} steps of {recipe.train.batch_size} "
-        "samples"
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type} ({run.way}), "
+        f"{recipe.train.steps} steps of {recipe.train.batch_size} samples"
     )
     for name, robot in setting.robots.items():
         steps = sum(int(dataset.lengths.sum()) for dataset in robot.train)

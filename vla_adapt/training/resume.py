@@ -4,8 +4,9 @@ Of the order of samples a checkpoint holds the number of the next one (`mixing.l
 function, on any number of processes and workers. Dropout draws from (seed, step, rank), anew each step.
 
 Bit for bit as if nothing had happened: on as many processes, with any number of workers, whenever it saves.
-On another number of processes, or with another `accumulate`: the same samples in each step, losses equal but
-for the order of float sums; with dropout, other draws. Other software is named, not refused.
+On another number of processes, in other shards or none, or with another `accumulate`: the same samples in
+each step, losses equal but for the order of float sums; with dropout, other draws. Other software is named,
+not refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from vla_adapt.adaptation.environment_facts import ENVIRONMENT, changed_facts, e
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.checkpoint_folder import CheckpointFolder, write_manifest, written_facts
 from vla_adapt.training.ranks import Ranks
-from vla_adapt.training.run_state import RunState
+from vla_adapt.training.run_state import Gathered, RunState
 
 PROGRESS, RECIPE = "progress.json", "recipe.yaml"
 
@@ -100,10 +101,11 @@ class CheckpointKeeper:
         """
         all_sums = self._ranks.everyone(sums.tolist())
         progress = {"step": step, "order": order, "sums": all_sums, "metric": metric}
+        gathered = state.gather()
         try:
             with ExitStack() as stack:
                 aside = self._ranks.on_main(lambda: stack.enter_context(self.folder.writing(step)))
-                files = self._ranks.attempt(lambda: self._write(aside, state, progress))
+                files = self._ranks.attempt(lambda: self._write(aside, state, gathered, progress))
                 everyone = self._ranks.everyone(files)
                 merged = {name: facts for each in everyone for name, facts in each.items()}
                 self._ranks.on_main(lambda: write_manifest(aside, merged))
@@ -183,8 +185,10 @@ class CheckpointKeeper:
             return sums[self._ranks.rank]
         return sums.sum(0) if self._ranks.is_main else torch.zeros_like(sums[0])
 
-    def _write(self, aside: Path, state: RunState, progress: dict[str, Any]) -> dict[str, Any]:
-        names = state.write(aside, self._ranks.rank)
+    def _write(
+        self, aside: Path, state: RunState, gathered: Gathered, progress: dict[str, Any]
+    ) -> dict[str, Any]:
+        names = state.write(aside, self._ranks.rank, gathered)
         if self._ranks.is_main:
             facts = environment_facts(self._ranks.world)
             texts = {

@@ -29,36 +29,72 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
+@runtime_checkable
+class Sharding(Protocol):
+    """Puts together and takes apart what each rank holds a part of; see `fsdp_shards.Shards`."""
+
+    def weights(self) -> dict[str, torch.Tensor]: ...
+
+    def put_weight(self, parameter: nn.Parameter, value: torch.Tensor) -> None: ...
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]: ...
+
+    def part_of_optimizer_state(self, content: dict[str, Any]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What all ranks together trained, whole; on other ranks than 0 it may be empty."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    extras: dict[str, dict[str, Any]]
+
+
 @dataclass
 class RunState:
     """Module (only what trains is kept), optimizer, schedule, and `extras` by name.
 
-    Weights, optimizer and extras are the same on all ranks and written by rank 0; random generators are each
-    rank's own. Files hold tensors, numbers and texts only: reading one runs no code.
+    Weights, optimizer and extras are the same on all ranks, or with `sharding` parts that are put together
+    first, and written by rank 0; random generators are each rank's own. So a checkpoint says nothing of how
+    many ranks there were. Files hold tensors, numbers and texts only: reading one runs no code.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     extras: dict[str, Stateful] = field(default_factory=dict)
+    sharding: Sharding | None = None
 
-    def write(self, folder: Path, rank: int) -> list[str]:
+    def gather(self) -> Gathered:
+        """Put shards together; collective, so nothing that can fail on one rank alone belongs beside it."""
+        extras = {name: extra.state_dict() for name, extra in self.extras.items()}
+        if self.sharding is not None:
+            return Gathered(self.sharding.weights(), self.sharding.optimizer_state(self.optimizer), extras)
+        trained = {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
+        return Gathered(trained, self.optimizer.state_dict(), extras)
+
+    def write(self, folder: Path, rank: int, gathered: Gathered | None = None) -> list[str]:
         """Write this rank's files and return their names.
+
+        Args:
+            folder: of the checkpoint.
+            rank: this one.
+            gathered: what `gather` gave; None: gather now.
 
         Raises:
             ValueError: the disk is full; a weight is not finite: such a state is no good to go on from.
         """
         with _said(folder):
-            return self._write(folder, rank)
+            return self._write(folder, rank, gathered or self.gather())
 
-    def _write(self, folder: Path, rank: int) -> list[str]:
+    def _write(self, folder: Path, rank: int, gathered: Gathered) -> list[str]:
         save_rng(folder / _rng(rank))
         if rank != 0:
             return [_rng(rank)]
-        save_file(self._trained(), folder / TRAINED)
+        save_file(_finite(gathered.weights), folder / TRAINED)
         schedule = {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"}
-        extras = {name: extra.state_dict() for name, extra in self.extras.items()}
-        state = {"optimizer": self.optimizer.state_dict(), "schedule": schedule, "extras": extras}
+        state = {"optimizer": gathered.optimizer, "schedule": schedule, "extras": gathered.extras}
         torch.save(state, folder / OPTIMIZER)
         return [_rng(rank), TRAINED, OPTIMIZER]
 
@@ -75,7 +111,10 @@ class RunState:
                 f"{folder} holds the state of {sorted(state['extras']) or 'nothing'} beside the optimizer, "
                 f"this run wants {sorted(self.extras) or 'nothing'}; --fresh starts anew"
             )
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        if self.sharding is not None:
+            optimizer = self.sharding.part_of_optimizer_state(optimizer)
+        self.optimizer.load_state_dict(optimizer)
         self.schedule.load_state_dict(
             state["schedule"] | {"lr_lambdas": [None] * len(self.schedule.lr_lambdas)}
         )
@@ -96,18 +135,18 @@ class RunState:
             raise ValueError(f"{folder} holds other parameters than this recipe trains; --fresh starts anew")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(trained[name])
+                if self.sharding is not None:
+                    self.sharding.put_weight(parameter, trained[name])
+                else:
+                    parameter.copy_(trained[name])
 
-    def _trained(self) -> dict[str, torch.Tensor]:
-        trained = {
-            name: p.detach().cpu().contiguous()
-            for name, p in self.module.named_parameters()
-            if p.requires_grad
-        }
-        for name, tensor in trained.items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} is not finite: training has diverged; lower the learning rate")
-        return trained
+
+def _finite(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Them on the CPU, one after the other in memory."""
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite: training has diverged; lower the learning rate")
+    return {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
 
 
 @contextmanager

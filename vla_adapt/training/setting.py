@@ -159,6 +159,13 @@ def _augmentation(recipe: Recipe) -> Augmentation | None:
     return Augmentation(recipe.augmentation, recipe.seed, recipe.observation.view)
 
 
+def fresh_learner(setting: Setting) -> Learner:
+    """Another learner as `prepare` made it, from the base's files."""
+    torch.manual_seed(setting.recipe.seed)
+    datasets = [dataset for robot in setting.robots.values() for dataset in robot.train]
+    return make_learner(setting.recipe, _base(setting.recipe), list(setting.robots), datasets)
+
+
 def _check_camera(data: OpenedMixture, camera: str) -> None:
     """By the first episode of every dataset, so that a run does not stop in its middle."""
     for part in data.parts:

@@ -149,9 +149,10 @@ def test_bfloat16_base_with_float32_adapters(random_base: Path, autocast: bool):
     check((logits.detach(), gradients(model)), alone(random_base, case, autocast), 0.05)
 
 
+@pytest.mark.parametrize("targets", ["attention", WITH_CONVOLUTIONS], ids=["linear", "convolutions too"])
 @pytest.mark.parametrize("robots", [ROWS, [None] * len(ROWS)])
-def test_all_adapters_can_be_reached_by_zeros(random_base: Path, robots: list[str | None]):
-    model = build(random_base, Case(shared=2), ours=True)
+def test_all_adapters_can_be_reached_by_zeros(random_base: Path, robots: list[str | None], targets: str):
+    model = build(random_base, Case(targets, shared=2), ours=True)
     found = []
     for reach_all in (False, True):
         with route(model, robots, reach_all):

@@ -196,7 +196,8 @@ def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[t
         BALANCE: SCALE_RATE / config.learning_rate,
     }
     rates = recipe.adaptation.rates(config.learning_rate)
-    return make_optimizer(config, groups, recipe.train.steps, rates, multiples)
+    momenta = {INVARIANCE: recipe.invariance.classifier_momentum}
+    return make_optimizer(config, groups, recipe.train.steps, rates, multiples, momenta)
 
 
 def _add_up_gradients(

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from vla_adapt.adaptation import low_rank
 from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
 from vla_adapt.adaptation.method import TARGETS
-from vla_adapt.adaptation.routed import RoutedLinear, route, routed
+from vla_adapt.adaptation.routed import RoutedConv2d, RoutedLinear, route, routed
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.row_context import RowContext
 
 ROWS = ["left", "left", "mid", "right", "right", "right"]
+WITH_CONVOLUTIONS = r".*\.(q_proj|projection|patch_embedding)"  # of both towers, as the original has them
 RANKS = {"left": 4, "mid": 2, "right": 4, "absent": 4}
 
 
@@ -42,7 +43,7 @@ def build(base: Path, case: Case, ours: bool) -> OpenVLA:
     for name, rank in ranks.items():
         config = LoraConfig(
             r=rank, lora_alpha=3 * rank + 1, use_rslora=case.rslora, lora_dropout=case.dropout,
-            target_modules=TARGETS[case.targets],
+            target_modules=TARGETS.get(case.targets, case.targets),
         )  # fmt: skip
         if ours:
             config = routed(config, model.rows)
@@ -118,6 +119,7 @@ def check(
         Case(targets="all_linear", shared=3),
         Case(rslora=True, shared=2),
         Case(targets="all_linear", rslora=True),
+        Case(targets=WITH_CONVOLUTIONS, shared=2),
     ],
     ids=str,
 )
@@ -147,9 +149,10 @@ def test_bfloat16_base_with_float32_adapters(random_base: Path, autocast: bool):
     check((logits.detach(), gradients(model)), alone(random_base, case, autocast), 0.05)
 
 
+@pytest.mark.parametrize("targets", ["attention", WITH_CONVOLUTIONS], ids=["linear", "convolutions too"])
 @pytest.mark.parametrize("robots", [ROWS, [None] * len(ROWS)])
-def test_all_adapters_can_be_reached_by_zeros(random_base: Path, robots: list[str | None]):
-    model = build(random_base, Case(shared=2), ours=True)
+def test_all_adapters_can_be_reached_by_zeros(random_base: Path, robots: list[str | None], targets: str):
+    model = build(random_base, Case(targets, shared=2), ours=True)
     found = []
     for reach_all in (False, True):
         with route(model, robots, reach_all):
@@ -317,3 +320,29 @@ def test_a_layer_that_wraps_another_kind_of_linear_is_left_unharmed():
     torch.testing.assert_close(
         kept[0], nn.functional.linear(torch.ones(1, 4), model.fc.weight, model.fc.bias)
     )
+
+
+def test_convolutions_of_both_towers_are_routed_and_an_adapter_without_them_passes_by(random_base: Path):
+    """Robot after robot in one pass is each robot alone, also beside one whose adapter has no convolution."""
+    model = OpenVLA.from_pretrained(random_base)
+    draw = torch.Generator().manual_seed(5)
+    for name, targets in (("left", WITH_CONVOLUTIONS), ("mid", r".*\.q_proj"), ("right", WITH_CONVOLUTIONS)):
+        inject_adapter_in_model(
+            routed(LoraConfig(r=2, target_modules=targets), model.rows), model, adapter_name=name
+        )
+    for name, parameter in model.named_parameters():
+        if adapter_of(name):
+            nn.init.normal_(parameter, std=0.2, generator=draw)
+    layers = [module for module in model.modules() if isinstance(module, RoutedConv2d)]
+    assert [sorted(layer.lora_A) for layer in layers] == [["left", "right"]] * 2
+    with torch.no_grad():
+        with route(model, ROWS):
+            together = run(model)[0]
+        parts = []
+        for robot in dict.fromkeys(ROWS):
+            rows = slice(ROWS.index(robot), ROWS.index(robot) + ROWS.count(robot))
+            with route(model, [robot] * ROWS.count(robot)):
+                parts.append(run(model, rows)[0])
+    torch.testing.assert_close(together, torch.cat(parts), atol=1e-5, rtol=1e-4)
+    with torch.no_grad(), route(model, ["right"] * 2):
+        assert not torch.allclose(run(model, slice(0, 2))[0], parts[0], atol=1e-3)

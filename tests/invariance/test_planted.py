@@ -12,11 +12,16 @@ from torch import Tensor, nn
 
 from vla_adapt.invariance.objective import InvarianceConfig, InvarianceObjective
 from vla_adapt.invariance.probe import ProbeConfig, ProbeResult, probe
+from vla_adapt.training.learner import INVARIANCE
+from vla_adapt.training.optimizer import OptimizerConfig, make_optimizer
+from vla_adapt.training.weight_average import WeightAverage
 
 ROBOTS = ("a", "b", "c")
 TASK, FEATURES, STEPS, ROWS, RATE = 4, 8, 600, 192, 2e-2
 SEEDS = range(5)
 CHANCE = 1 / len(ROBOTS)
+EMA = 0.98  # as a recipe's train.ema; of plain training too
+PROBED = 4800  # features that hold nothing of the robot are then told with 33.3 +- 1 %
 CONFIGS = {
     "none": InvarianceConfig(),
     "dann": InvarianceConfig(method="dann", weight=8.0, schedule="warmup"),
@@ -52,9 +57,13 @@ def outcome(method: str, seed: int) -> tuple[float, ProbeResult]:
     encoder = nn.Sequential(nn.Linear(TASK + 2, 32), nn.ReLU(), nn.Linear(32, FEATURES))
     head = nn.Linear(FEATURES, 2)
     objective = InvarianceObjective(CONFIGS[method], FEATURES, ROBOTS, seed=seed)
-    parameters = [*encoder.parameters(), *head.parameters(), *objective.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
+    groups = {"policy": [*encoder.parameters(), *head.parameters()], INVARIANCE: [*objective.parameters()]}
+    optimizer, schedule = make_optimizer(
+        OptimizerConfig(learning_rate=RATE, warmup_steps=0), groups, STEPS,
+        multiples={INVARIANCE: objective.config.classifier_rate},
+        momenta={INVARIANCE: objective.config.classifier_momentum},
+    )  # fmt: skip
+    average = WeightAverage(nn.ModuleList([encoder, head]), EMA)
     for step in range(STEPS):
         inputs, answer, robots = draw(ROWS, noise)
         features = encoder(inputs)
@@ -63,12 +72,13 @@ def outcome(method: str, seed: int) -> tuple[float, ProbeResult]:
         loss.backward()
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        inputs, answer, robots = draw(1200, torch.Generator().manual_seed(200 + seed))
+        average.update()
+    with torch.no_grad(), average.in_place():
+        inputs, answer, robots = draw(PROBED, torch.Generator().manual_seed(200 + seed))
         features = encoder(inputs)
         error = (head(features) - answer).square().mean().item()
     names = [ROBOTS[robot] for robot in robots.tolist()]
-    episodes = [f"{name}{row // 45}" for row, name in enumerate(names)]
+    episodes = [f"{name}{row // 120}" for row, name in enumerate(names)]
     return error, probe(features.numpy(), names, episodes, ProbeConfig(folds=3))
 
 
@@ -80,9 +90,8 @@ def test_the_probe_falls_to_chance_and_the_task_hardly_suffers(method: str):
     assert mean(result.mlp.accuracy for _, result in before) > 0.95
     assert all(trained / plain < 1.05 for (plain, _), (trained, _) in zip(before, after, strict=True))
     linear, mlp = ([getattr(result, kind) for _, result in after] for kind in ("linear", "mlp"))
-    assert mean(score.accuracy for score in linear) < CHANCE + 0.05, [score.text for score in linear]
-    assert mean(score.low for score in mlp) < CHANCE + 0.05, [score.text for score in mlp]
-    assert mean(score.accuracy for score in mlp) < CHANCE + 0.08, [score.text for score in mlp]
+    for scores in (linear, mlp):
+        assert max(score.accuracy for score in scores) < CHANCE + 0.05, [score.text for score in scores]
 
 
 @pytest.mark.slow

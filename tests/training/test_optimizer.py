@@ -24,6 +24,20 @@ def test_schedules_warm_up_and_end_where_they_should(schedule: str):
     assert len(optimizer.param_groups) == 1
 
 
+def test_a_group_may_have_its_own_rate_and_momentum():
+    mine, others = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer, _ = make_optimizer(
+        OptimizerConfig(learning_rate=1.0, warmup_steps=0, schedule="constant"), {"a": [mine], "b": [others]},
+        steps=10, multiples={"b": 0.5}, momenta={"b": 0.0},
+    )  # fmt: skip
+    for gradient in (1.0, 0.0):  # where the gradient ends, momentum goes on
+        before = mine.item(), others.item()
+        mine.grad, others.grad = torch.full((1,), gradient), torch.full((1,), gradient)
+        optimizer.step()
+    assert mine.item() < before[0]
+    assert others.item() == before[1] == pytest.approx(-0.5)
+
+
 def test_one_robots_spike_does_not_shrink_anothers_step():
     wild, calm = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
     wild.grad, calm.grad = torch.full((4,), 1e6), torch.full((4,), 0.1)

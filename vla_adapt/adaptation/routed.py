@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import LoraConfig
-from peft.tuners.lora.layer import Linear
+from peft.tuners.lora.layer import Conv2d, Linear
 from torch import Tensor, nn
 
 from vla_adapt.adaptation.adapted_linear import adapted_linear
@@ -69,11 +69,11 @@ class RoutedLinear(Linear):
             result = self._adapted(x, segments, names, route)
         else:
             result = self.base_layer(x, *args, **kwargs)
-        return self._reaching(result, names) if route.reach_all else result
+        return _reaching(self, result, names) if route.reach_all else result
 
     def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
         """What the base makes of `x`, with what each segment's adapter adds to its rows."""
-        self._check(names, route, x)
+        _check(self, names, route, x)
         dtype = self._dtype(names[0], x.device.type)
         blocks = _blocks(segments, names, x.shape[:-1].numel() // route.samples)
         pairs = [self._pair(name, dtype) for name in names]
@@ -105,13 +105,6 @@ class RoutedLinear(Linear):
             return base.weight.dtype == dtype
         return x.dtype == base.weight.dtype == dtype
 
-    def _reaching(self, result: Tensor, names: list[str]) -> Tensor:
-        """`result`; its gradient also goes, as zeros, to the adapters that are not in `names`."""
-        sides = [self.lora_A[name] for name in self.lora_A if name not in names]
-        sides += [self.lora_B[name] for name in self.lora_B if name not in names]
-        weights = [weight for side in sides for weight in side.parameters() if weight.requires_grad]
-        return _Reach.apply(result, *weights) if weights else result  # type: ignore[no-any-return]
-
     def _dtype(self, name: str, device: str) -> torch.dtype:
         """What PEFT computes adapters in: their own dtype, under autocast that of autocast."""
         layer: Any = self.lora_A[name]
@@ -122,20 +115,63 @@ class RoutedLinear(Linear):
         outer: Any = self.lora_B[name]
         return Pair(inner.weight.to(dtype), outer.weight.to(dtype), self.scaling[name])
 
-    def _check(self, names: list[str], route: Route, x: Tensor) -> None:
-        if x.shape[0] % route.samples:
-            raise ValueError(
-                f"a routed layer got {x.shape[0]} rows, the route is for {route.samples} samples; run the "
-                "model on the batch that the route was made for"
-            )
-        if self.merged:
-            raise ValueError(f"{self.merged_adapters} merged into the base: unmerge before routing rows")
-        odd = [name for name in names if name in self.lora_variant or self.lora_bias[name]]
-        if odd:
-            raise ValueError(f"adapter '{odd[0]}' is not plain LoRA (DoRA, bias, ...); serve it on its own")
-        rates = {getattr(self.lora_dropout[name], "p", 0.0) for name in names}
-        if self.training and len(rates) > 1:
-            raise ValueError(f"adapters of one batch drop out at {sorted(rates)}; give them the same dropout")
+
+class RoutedConv2d(Conv2d):
+    """The same for a convolution: the original OpenVLA's adapters change the patch embeddings too.
+
+    One robot's rows after the other, as a batch passes each tower's only convolution once.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, rows: RowContext, **options: Any) -> None:
+        super().__init__(base_layer, adapter_name, **options)
+        self.rows = rows
+
+    def forward(self, x: Float[Tensor, "N C h w"], *args: Any, **kwargs: Any) -> Float[Tensor, "N O u v"]:
+        route: Route | None = self.rows.current
+        if route is None or self.disable_adapters:
+            return super().forward(x, *args, **kwargs)
+        result = self.base_layer(x, *args, **kwargs)
+        segments = [segment for segment in route.segments if segment.name in self.lora_A]
+        names = list(dict.fromkeys(segment.name for segment in segments))
+        if segments:
+            _check(self, names, route, x)
+            result = self._adapted(x, result, segments, route)
+        return _reaching(self, result, names) if route.reach_all else result
+
+    def _adapted(self, x: Tensor, result: Tensor, segments: list[Segment], route: Route) -> Tensor:
+        """`result` of the base with what each segment's adapter adds to its rows."""
+        dropped = self.lora_dropout[segments[0].name](x)
+        each = x.shape[0] // route.samples
+        for segment in segments:
+            mine = slice(segment.start * each, segment.stop * each)
+            inner: Any = self.lora_A[segment.name]
+            added = self.lora_B[segment.name](inner(dropped[mine].to(inner.weight.dtype)))
+            result[mine] = (result[mine] + added * self.scaling[segment.name]).to(result.dtype)
+        return result
+
+
+def _check(layer: RoutedLinear | RoutedConv2d, names: list[str], route: Route, x: Tensor) -> None:
+    if x.shape[0] % route.samples:
+        raise ValueError(
+            f"a routed layer got {x.shape[0]} rows, the route is for {route.samples} samples; run the "
+            "model on the batch that the route was made for"
+        )
+    if layer.merged:
+        raise ValueError(f"{layer.merged_adapters} merged into the base: unmerge before routing rows")
+    odd = [name for name in names if name in layer.lora_variant or layer.lora_bias[name]]
+    if odd:
+        raise ValueError(f"adapter '{odd[0]}' is not plain LoRA (DoRA, bias, ...); serve it on its own")
+    rates = {getattr(layer.lora_dropout[name], "p", 0.0) for name in names}
+    if layer.training and len(rates) > 1:
+        raise ValueError(f"adapters of one batch drop out at {sorted(rates)}; give them the same dropout")
+
+
+def _reaching(layer: RoutedLinear | RoutedConv2d, result: Tensor, names: list[str]) -> Tensor:
+    """`result`; its gradient also goes, as zeros, to the adapters that are not in `names`."""
+    sides = [layer.lora_A[name] for name in layer.lora_A if name not in names]
+    sides += [layer.lora_B[name] for name in layer.lora_B if name not in names]
+    weights = [weight for side in sides for weight in side.parameters() if weight.requires_grad]
+    return _Reach.apply(result, *weights) if weights else result  # type: ignore[no-any-return]
 
 
 class _Reach(torch.autograd.Function):
@@ -156,7 +192,8 @@ def routed(config: LoraConfig, rows: RowContext) -> LoraConfig:
     """A copy of `config` that makes routed layers, which read their route from their model's `rows`."""
     config = copy.copy(config)
     config._custom_modules = None
-    config._register_custom_module({nn.Linear: partial(RoutedLinear, rows=rows)})  # type: ignore[dict-item]
+    layers = {nn.Linear: partial(RoutedLinear, rows=rows), nn.Conv2d: partial(RoutedConv2d, rows=rows)}
+    config._register_custom_module(layers)  # type: ignore[arg-type]
     return config
 
 
@@ -220,7 +257,7 @@ def _find(model: nn.Module, names: set[str]) -> tuple[RowContext | None, set[str
     rows: RowContext | None = None
     known: set[str] = set()
     for module in model.modules():
-        if isinstance(module, RoutedLinear):
+        if isinstance(module, RoutedLinear | RoutedConv2d):
             rows = module.rows
             known |= module.lora_A.keys()
             if names <= known:

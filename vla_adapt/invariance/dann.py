@@ -7,6 +7,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor, nn
 
 CODES, CODE_WIDTH = 4096, 64
+SLOPE = 0.2  # of the leaky ReLUs, as in DCGAN (Radford et al., 1511.06434): no unit of an adversary dies
 
 
 class RobotClassifier(nn.Module):
@@ -45,8 +46,8 @@ class RobotClassifier(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.layers = nn.Sequential(
-                nn.Linear(width + more, hidden), nn.ReLU(),
-                nn.Linear(hidden, hidden), nn.ReLU(),
+                nn.Linear(width + more, hidden), nn.LeakyReLU(SLOPE),
+                nn.Linear(hidden, hidden), nn.LeakyReLU(SLOPE),
                 nn.Linear(hidden, robots),
             )  # fmt: skip
             if conditional and condition_width is None:

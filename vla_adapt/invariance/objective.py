@@ -38,8 +38,11 @@ class InvarianceConfig(BaseModel):
         conditional: align robots within the same instruction only.
         classifier_width: of the two hidden layers of DANN's adversary.
         classifier_rate: its learning rate, in multiples of the run's.
+        classifier_momentum: beta1 of its AdamW. 0 as in WGAN-GP (Gulrajani et al., 1704.00028): where two
+            learners play against each other momentum makes them circle (Gidel et al., 1807.04740).
         gradient_penalty: on the adversary (see `dann.gradient_penalty`); 0 is DANN as published, which chases
-            its adversary in circles where features have room to spare.
+            its adversary in circles where features have room to spare. What is left of the circles an average
+            of the weights takes away (`train.ema`; Yazici et al., 1806.04498).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +54,8 @@ class InvarianceConfig(BaseModel):
     conditional: bool = False
     classifier_width: int = Field(default=128, gt=0)
     classifier_rate: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    gradient_penalty: float = Field(default=3.0, ge=0, allow_inf_nan=False)
+    classifier_momentum: float = Field(default=0.0, ge=0, lt=1)
+    gradient_penalty: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
     @property
     def active(self) -> bool:

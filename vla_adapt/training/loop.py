@@ -200,7 +200,8 @@ def _optimizer(
         BALANCE: SCALE_RATE / config.learning_rate,
     }
     rates = recipe.adaptation.rates(config.learning_rate)
-    return make_optimizer(config, groups, recipe.train.steps, rates, multiples)
+    momenta = {INVARIANCE: recipe.invariance.classifier_momentum}
+    return make_optimizer(config, groups, recipe.train.steps, rates, multiples, momenta)
 
 
 def _add_up_gradients(

@@ -43,8 +43,8 @@ class Meter:
             row[1] += len(target)
             if "auxiliary" in output:
                 row[2] += output["auxiliary"][rows].sum().item()
-            hits = _bins(prediction) == _bins(target)
-            row[3] += hits[mask].sum().item()
+            hits = _bins(prediction[mask]) == _bins(target[mask])
+            row[3] += hits.sum().item()
             row[4] += mask.sum().item()
             normalizer = self._normalizers[robot]
             error = (normalizer.denormalize(prediction) - normalizer.denormalize(target)).abs() * mask

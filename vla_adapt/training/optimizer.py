@@ -36,6 +36,7 @@ def make_optimizer(
     steps: int,
     rates: Sequence[tuple[int, float]] | None = None,
     multiples: Mapping[str, float] | None = None,
+    momenta: Mapping[str, float] | None = None,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """One AdamW with a parameter group per robot, and its schedule over `steps` steps.
 
@@ -48,10 +49,16 @@ def make_optimizer(
         rates: from which step on which peak learning rate holds, with a warm-up of its own; None: that of
             `config` from step 0.
         multiples: learning rates of groups, relative to that; those not named have 1.
+        momenta: beta1 of groups; those not named have that of `config`.
     """
     rates = rates or [(0, config.learning_rate)]
     params = [
-        {"params": parameters, "name": name, "lr": config.learning_rate * (multiples or {}).get(name, 1.0)}
+        {
+            "params": parameters,
+            "name": name,
+            "lr": config.learning_rate * (multiples or {}).get(name, 1.0),
+            "betas": ((momenta or {}).get(name, config.betas[0]), config.betas[1]),
+        }
         for name, parameters in groups.items()
         if parameters
     ]

@@ -61,6 +61,9 @@ class TrainConfig(BaseModel):
     checkpointing: bool = Field(
         default=False, description="keep few activations and compute the others again: less memory, more time"
     )
+    compile: bool = Field(
+        default=False, description="torch.compile of all blocks: faster steps after minutes of waiting"
+    )
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept while it runs, beside the best")
     deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
@@ -95,7 +98,7 @@ class EvaluationConfig(BaseModel):
 
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
-    "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "keep",
+    "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "compile", "keep",
     "deterministic", "patience_s", "trackers", "project",
 }  # fmt: skip
 

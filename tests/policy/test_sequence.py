@@ -19,18 +19,19 @@ def test_extra_tokens_take_the_positions_after_each_rows_own_text():
 def test_nothing_attends_to_padding_and_causal_means_no_future():
     valid = valid_positions(MASK, patches=3, extra=2)
     assert valid[1].tolist() == [True] * 5 + [False] * 2 + [True] * 2
-    causal = attention_pattern(valid, padded=True, bidirectional=False)
+    causal = attention_pattern(valid, holes=True, bidirectional=False)
     assert causal is not None
     assert not causal[1, 0, :, 5:7].any()
     assert not causal[0, 0].triu(1).any()
     assert causal[0, 0].tril().sum() == 45
-    full = attention_pattern(valid, padded=True, bidirectional=True)
+    full = attention_pattern(valid, holes=True, bidirectional=True)
     assert full is not None
     assert full.expand(2, 1, 9, 9)[0].all()
 
 
-def test_unpadded_causal_batches_use_the_plain_kernel():
-    assert attention_pattern(torch.ones(2, 9, dtype=torch.bool), padded=False, bidirectional=False) is None
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_without_holes_no_mask_slows_the_kernel(bidirectional):
+    assert attention_pattern(torch.ones(2, 9, dtype=torch.bool), False, bidirectional) is None
 
 
 @pytest.mark.parametrize("rows", [[[0, 1, 1]], [[1, 0, 1]], [[0]]])

@@ -85,6 +85,20 @@ def plain(head: str, **more: Any) -> dict[str, Any]:
             "invariance 'mmd' at 'hidden': with adaptation 'frozen' nothing",
         ),
         ({"adaptation": {"kind": "none"}, "invariance": {"method": "coral"}}, "invariance 'coral'"),
+        ({"train": {"compile": True, "deterministic": True}}, "code compiled for a run that resumes"),
+        ({"train": {"compile": True, "checkpointing": True}}, "blocks that compute their activations again"),
+        ({"train": {"compile": True}, "adaptation": {"kind": "qlora"}}, "4-bit layers were never tried"),
+        (
+            {
+                "train": {"compile": True},
+                "mixture": [{"path": "a", "embodiment": "ur5e"}, {"path": "b", "embodiment": "franka_panda"}],
+            },
+            "train.compile: rows of each robot differ",
+        ),
+        pytest.param(
+            {"train": {"optimizer": {"kind": "paged_adamw_8bit"}}}, "torch sees no GPU; set train.optimizer",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
         (
             {"adaptation": {"kind": "none"}, "train": {"ema": 0.9}, "validation": {"every": 5}},
             "validation.every, train.ema: with adaptation 'none' nothing trains; leave it out",
@@ -122,7 +136,7 @@ def test_balance_without_effect_is_noted(make_recipe: MakeRecipe, balance: str):
 def test_every_combination_is_taken_or_refused_by_name(
     make_recipe: MakeRecipe, mode: str, head: str, inputs: tuple[bool, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vla_adapt.training.compatibility.check_bitsandbytes", lambda: None)
+    monkeypatch.setattr("vla_adapt.training.compatibility.check_bitsandbytes", lambda *_: None)
     proprio, condition = inputs
     given = plain(head, proprio=proprio, condition=condition)
     recipe = make_recipe("r", adaptation=MODES[mode], policy={"head": given})

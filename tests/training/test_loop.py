@@ -20,7 +20,7 @@ from vla_adapt.evaluation.report import write_report
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import tiny_base_dir
-from vla_adapt.training import loop
+from vla_adapt.training import loop, spread
 from vla_adapt.training.setting import prepare
 
 
@@ -169,14 +169,14 @@ def test_nan_loss_stops_with_a_reason(make_recipe: Callable[..., Recipe], tmp_pa
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
     make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    genuine = loop.clip_per_robot
+    genuine = spread.clip_per_robot
 
     def spoil(groups: Any, clip_norm: float) -> Any:
         norms = genuine(groups, clip_norm)
         return [norms[0] * float("nan"), *norms[1:]] if spoil.calls.pop() == 3 else norms  # type: ignore[attr-defined]
 
     spoil.calls = [4, 3, 2, 1]  # type: ignore[attr-defined]
-    monkeypatch.setattr(loop, "clip_per_robot", spoil)
+    monkeypatch.setattr(spread, "clip_per_robot", spoil)
     recipe = make_recipe(str(tmp_path / "r"), train={"steps": 4, "batch_size": 4, "save_every": 1})
     message = r"the gradient of ur5e is not finite at step 2, the loss is; this process had \w+_fake episode "
     with pytest.raises(ValueError, match=message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer
+from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer, saved_by_8_bits
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
@@ -58,3 +58,41 @@ def test_stages_have_their_own_peak_and_warm_up_within_one_decay():
         rates.step()
     wanted = [0.5, 0.9, 0.8, 0.7, 0.6, 0.025, 0.04, 0.03, 0.02, 0.01]
     assert seen == pytest.approx(wanted)
+
+
+def trained_by(kind: str) -> tuple[torch.optim.Optimizer, torch.Tensor]:
+    """30 steps towards ones from the same numbers, of a tensor large enough for 8 bits."""
+    draw = torch.Generator().manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(128, 64, generator=draw))
+    config = OptimizerConfig(kind=kind, learning_rate=1e-2, schedule="constant", warmup_steps=0)  # type: ignore[arg-type]
+    optimizer, _ = make_optimizer(config, {"robot": [parameter]}, steps=30)
+    for _ in range(30):
+        (parameter - 1).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return optimizer, parameter.detach()
+
+
+def test_moments_in_8_bits_take_a_quarter_and_go_nearly_the_same_way(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    start = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
+    whole, small = trained_by("adamw"), trained_by("adamw_8bit")
+    assert (whole[1] - small[1]).norm() < 0.05 * (whole[1] - start).norm()
+    assert not torch.equal(whole[1], small[1])
+    torch.save(small[0].state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    small[0].load_state_dict(state)
+    moments = small[0].state[small[0].param_groups[0]["params"][0]]
+    assert moments["state1"].dtype == torch.uint8
+    config = OptimizerConfig(kind="adamw_8bit")
+    held = sum(
+        moments[name].numel() * moments[name].itemsize for name in ("state1", "state2", "absmax1", "absmax2")
+    )
+    assert 2 * 4 * 128 * 64 - saved_by_8_bits(config, [torch.nn.Parameter(small[1])]) == held
+
+
+def test_tensors_that_stay_in_32_bits_save_nothing():
+    small, large = torch.nn.Parameter(torch.zeros(4095)), torch.nn.Parameter(torch.zeros(4096))
+    assert saved_by_8_bits(OptimizerConfig(kind="adamw_8bit"), [small]) == 0
+    assert saved_by_8_bits(OptimizerConfig(kind="adamw_8bit"), [small, large]) == 8 * 4096 - 2 * 4096 - 2 * 64
+    assert saved_by_8_bits(OptimizerConfig(), [large]) == 0

@@ -50,6 +50,22 @@ def test_a_frozen_base_that_no_step_runs_is_not_sharded(make_recipe: MakeRecipe,
     check_way(make_recipe(str(tmp_path), **kept), FSDP2)
 
 
+@pytest.mark.parametrize(
+    ("train", "reason"),
+    [
+        ({"compile": True}, "compiled blocks"),
+        ({"optimizer": {"kind": "adamw_8bit"}}, "optimizer 'adamw_8bit'"),
+    ],
+)
+def test_savings_that_were_never_tried_with_shards(
+    make_recipe: MakeRecipe, tmp_path: Path, train: dict[str, Any], reason: str
+):
+    recipe = make_recipe(str(tmp_path), train=train)
+    check_way(recipe, DDP)
+    with pytest.raises(ValueError, match=reason):
+        check_way(recipe, FSDP2)
+
+
 def test_a_launch_that_cannot_train_a_recipe_ends_before_it_starts(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

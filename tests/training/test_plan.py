@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.flop_counter import flop_counter
 from vla_adapt.training.loop import collate
-from vla_adapt.training.plan import CPU_ATTENTION, make_plan
+from vla_adapt.training.plan import make_plan
 from vla_adapt.training.setting import prepare
 
 MakeRecipe = Callable[..., Recipe]
@@ -42,7 +42,7 @@ def test_a_plan_is_what_happens(make_recipe: MakeRecipe, tmp_path: Path):
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     setting.learner.train()
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with flop_counter() as counter:
         setting.learner(batch)["loss"].backward()
     assert plan.tokens == lengths[0]
     assert plan.flops == counter.get_total_flops()

@@ -28,7 +28,7 @@ class QLora(Lora):
         Raises:
             ValueError: bitsandbytes is not installed; robots that no adapter can be named after.
         """
-        check_bitsandbytes()
+        check_bitsandbytes("adaptation 'qlora'", "adaptation.kind=lora")
         quantize(model)
         super().prepare(model, robots)
 
@@ -37,12 +37,12 @@ class QLora(Lora):
         restore(model)
 
 
-def check_bitsandbytes() -> None:
-    """Raise ValueError when bitsandbytes is not installed."""
+def check_bitsandbytes(what: str, instead: str) -> None:
+    """Raise ValueError when bitsandbytes, which `what` needs, is not installed."""
     if find_spec("bitsandbytes") is None:
         raise ValueError(
-            "adaptation 'qlora' needs bitsandbytes, which is not installed: pip install 'vla_adapt[qlora]', "
-            "or choose adaptation.kind=lora"
+            f"{what} needs bitsandbytes, which is not installed: pip install 'vla_adapt[qlora]', or choose "
+            f"{instead}"
         )
 
 

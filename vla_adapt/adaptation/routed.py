@@ -20,6 +20,7 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Conv2d, Linear
 from torch import Tensor, nn
 
+from vla_adapt.adaptation.adapted_linear import adapted_linear
 from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.low_rank import Block, Pair, add_low_rank
 from vla_adapt.policy.row_context import RowContext
@@ -74,16 +75,35 @@ class RoutedLinear(Linear):
         """What the base makes of `x`, with what each segment's adapter adds to its rows."""
         _check(self, names, route, x)
         dtype = self._dtype(names[0], x.device.type)
+        blocks = _blocks(segments, names, x.shape[:-1].numel() // route.samples)
+        pairs = [self._pair(name, dtype) for name in names]
+        if self._in_one_step(names, x, dtype, blocks, pairs):
+            return adapted_linear(x.to(dtype), self.base_layer, blocks, pairs)  # type: ignore[arg-type]
         result = self.base_layer(x)
         fresh = result.dtype == dtype and type(self.base_layer) is nn.Linear
         added = add_low_rank(
             result if fresh else torch.zeros_like(result, dtype=dtype),
             self.lora_dropout[names[0]](x.to(dtype)),
-            _blocks(segments, names, x.shape[:-1].numel() // route.samples),
-            [self._pair(name, dtype) for name in names],
+            blocks,
+            pairs,
             masks=route.masks,
         )
         return added if fresh else (result + added).to(result.dtype)
+
+    def _in_one_step(
+        self, names: list[str], x: Tensor, dtype: torch.dtype, blocks: list[Block], pairs: list[Pair]
+    ) -> bool:
+        """Whether layer and adapters are one step of autograd: in training, of a frozen plain layer."""
+        base: Any = self.base_layer
+        if not torch.is_grad_enabled() or type(base) is not nn.Linear or base.weight.requires_grad:
+            return False
+        if base.bias is not None and base.bias.requires_grad:
+            return False
+        if self.training and getattr(self.lora_dropout[names[0]], "p", 0.0):
+            return False
+        if torch.is_autocast_enabled(x.device.type):
+            return base.weight.dtype == dtype
+        return x.dtype == base.weight.dtype == dtype
 
     def _dtype(self, name: str, device: str) -> torch.dtype:
         """What PEFT computes adapters in: their own dtype, under autocast that of autocast."""

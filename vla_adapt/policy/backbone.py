@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,6 @@ from torch import nn
 
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.openvla import OpenVLA
-from vla_adapt.policy.sequence import valid_positions
 
 
 @dataclass
@@ -19,6 +19,8 @@ class Question:
     """The sequence a head wants run: [BOS, patches, prefix, rest of the text, extra].
 
     `extra_valid` is False on extra tokens that are only there to make rows equally long; None: none are.
+    `read` says what the head looks at, so that the last layer works for that alone: places in the text or
+    "extra", the extra tokens; None: everything.
     """
 
     input_ids: Int[torch.Tensor, "B T"]
@@ -27,23 +29,24 @@ class Question:
     extra: Float[torch.Tensor, "B K D"] | None = None
     extra_valid: Bool[torch.Tensor, "B K"] | None = None
     bidirectional: bool = False
+    read: Int[torch.Tensor, "B R"] | Literal["extra"] | None = None
 
 
 @dataclass
 class Seen:
     """What the backbone made of a question: final hidden states and, as `patches`, its projected input.
 
-    `valid` is False on padding. The last `extra` positions are the question's extra tokens.
+    `hidden` holds the positions that the question reads, in its order; where it reads all, the last `extra`
+    are its extra tokens.
     """
 
     hidden: Float[torch.Tensor, "B L D"]
-    valid: Bool[torch.Tensor, "B L"]
     patches: Float[torch.Tensor, "B P D"]
     extra: int = 0
 
     def rows(self, part: slice) -> Seen:
         """Some neighboring rows."""
-        return Seen(self.hidden[part], self.valid[part], self.patches[part], self.extra)
+        return Seen(self.hidden[part], self.patches[part], self.extra)
 
     @property
     def extra_hidden(self) -> Float[torch.Tensor, "B K D"]:
@@ -56,14 +59,25 @@ def look(model: OpenVLA, batch: PolicyBatch, question: Question) -> Seen:
     patches = see(model, batch)
     prefix = with_tokens(patches, question.prefix)
     counted = counted_tokens(batch, model.num_patches, prefix.shape[1])
+    extra = 0 if question.extra is None else question.extra.shape[1]
     hidden = model.encode(
         question.input_ids, question.attention_mask, None,
         extra=question.extra, bidirectional=question.bidirectional, patches=prefix,
         patches_valid=counted, extra_valid=question.extra_valid,
+        read=_positions(question, prefix.shape[1], extra),
     )  # fmt: skip
-    extra = 0 if question.extra is None else question.extra.shape[1]
-    valid = valid_positions(question.attention_mask, prefix.shape[1], extra, counted, question.extra_valid)
-    return Seen(hidden, valid, patches, extra)
+    return Seen(hidden, patches, extra)
+
+
+def _positions(question: Question, before: int, extra: int) -> Int[torch.Tensor, "B R"] | None:
+    """What is read, as positions of [BOS, `before` others, rest of the text, extra]."""
+    if question.read is None:
+        return None
+    rows, text = question.input_ids.shape
+    if isinstance(question.read, str):
+        last = torch.arange(before + text, before + text + extra, device=question.input_ids.device)
+        return last.expand(rows, -1)
+    return torch.where(question.read > 0, question.read + before, question.read)
 
 
 def see(model: OpenVLA, batch: PolicyBatch) -> Float[torch.Tensor, "B P D"]:
@@ -113,6 +127,7 @@ def join(questions: Sequence[Question], pad_token_id: int) -> Question:
         extra,
         extra_valid,
         questions[0].bidirectional,
+        _join_read(questions),
     )
 
 
@@ -131,6 +146,18 @@ def _join_extra(questions: Sequence[Question]) -> tuple[torch.Tensor | None, tor
         valid[start : start + rows, :length] = True if question.extra_valid is None else question.extra_valid
         start += rows
     return tokens, None if bool(valid.all()) else valid
+
+
+def _join_read(questions: Sequence[Question]) -> torch.Tensor | Literal["extra"] | None:
+    """Places of all; where a row reads fewer than the longest, it reads BOS for the rest."""
+    reads = [question.read for question in questions]
+    places = [read for read in reads if isinstance(read, torch.Tensor)]
+    if not places:
+        assert len(set(reads)) == 1, "heads of one configuration ask alike"
+        return questions[0].read
+    assert len(places) == len(reads), "heads of one configuration ask alike"
+    most = max(read.shape[1] for read in places)
+    return torch.cat([_wider(read, most, 0) for read in places])
 
 
 def _wider(values: torch.Tensor, width: int, fill: int | bool) -> torch.Tensor:

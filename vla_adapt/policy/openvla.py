@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,9 +17,12 @@ from vla_adapt.actions.tokens import ActionTokenizer
 from vla_adapt.policy.checkpoint import Checkpoint, atomic_files, fingerprint, save_tensors
 from vla_adapt.policy.configuration import OpenVLAConfig, TowerShape
 from vla_adapt.policy.decoding import greedy_decode
+from vla_adapt.policy.gated_mlp import make_mlps_lean
 from vla_adapt.policy.loading import load_weights
 from vla_adapt.policy.naming import to_original
 from vla_adapt.policy.norm_stats import dataset_stats, unnormalize
+from vla_adapt.policy.reading_layer import read_at_the_end
+from vla_adapt.policy.rms_norm import make_norms_lean
 from vla_adapt.policy.row_context import RowContext
 from vla_adapt.policy.sequence import attention_pattern, position_ids, right_padded, valid_positions
 from vla_adapt.policy.vision import Projector, VisionBackbone
@@ -54,6 +57,9 @@ class OpenVLA(nn.Module):
     """
 
     language_model: Any
+    # Unless told no, PEFT makes token embeddings want a gradient, which reentrant checkpointing (never used
+    # here) needs, and for which all others pay in the first layer.
+    is_gradient_checkpointing: ClassVar[bool] = False
 
     def __init__(self, config: OpenVLAConfig, towers: tuple[TowerShape, TowerShape] | None = None):
         super().__init__()
@@ -61,6 +67,9 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(towers or config.towers())
         self.projector = Projector(self.vision_backbone.embed_dim, config.hidden_size)
         self.language_model = LlamaForCausalLM(_llama_config(config.text))
+        read_at_the_end(self.language_model)
+        make_norms_lean(self.language_model)
+        make_mlps_lean(self.language_model)
         self.companions: dict[str, Path] = {}
         self.stored_only: dict[str, torch.Tensor] = {}
         self.rows = RowContext()
@@ -237,18 +246,20 @@ class OpenVLA(nn.Module):
         patches: Float[torch.Tensor, "B P D"] | None = None,
         patches_valid: Bool[torch.Tensor, "B P"] | None = None,
         extra_valid: Bool[torch.Tensor, "B K"] | None = None,
+        read: Int[torch.Tensor, "B R"] | None = None,
     ) -> Float[torch.Tensor, "B L D"]:
         """Final hidden states of [BOS, patches, text, extra].
 
         Args:
             input_ids: right-padded text starting with BOS.
-            attention_mask: True on text; None means no padding.
+            attention_mask: True on text; None means no padding. States at padding mean nothing.
             pixel_values: not read when `patches` is given.
             extra: embeddings placed after each row's text.
             bidirectional: full attention over everything but padding instead of causal attention.
             patches: result of `project` (or any prefix tokens) when the caller has it already.
             patches_valid: which of them are attended to; None: all.
             extra_valid: which of `extra` are attended to; None: all.
+            read: give the states of these positions only; None: of all.
         """
         if patches is None:
             if pixel_values is None:
@@ -259,7 +270,7 @@ class OpenVLA(nn.Module):
             embeds = torch.cat([embeds, extra.to(embeds.dtype)], dim=1)
         return self._decode(
             embeds, input_ids, attention_mask, patches.shape[1], bidirectional,
-            patches_valid=patches_valid, extra_valid=extra_valid,
+            patches_valid=patches_valid, extra_valid=extra_valid, read=read,
         ).last_hidden_state  # fmt: skip
 
     def _decode(
@@ -272,7 +283,10 @@ class OpenVLA(nn.Module):
         output_hidden_states: bool = False,
         patches_valid: Bool[torch.Tensor, "B P"] | None = None,
         extra_valid: Bool[torch.Tensor, "B K"] | None = None,
+        read: Int[torch.Tensor, "B R"] | None = None,
+        whole: bool = False,
     ) -> Any:
+        """`whole`: also at padding, states are the original's; nothing needs them, and they cost a mask."""
         extra = embeds.shape[1] - patches - input_ids.shape[1]
         padded = attention_mask is not None and not bool(attention_mask.all())
         if attention_mask is None or not padded:
@@ -280,13 +294,22 @@ class OpenVLA(nn.Module):
         else:
             mask = right_padded(attention_mask)
         valid = valid_positions(mask, patches, extra, patches_valid, extra_valid)
-        holes = padded or patches_valid is not None or extra_valid is not None
+        holes = (
+            patches_valid is not None
+            or extra_valid is not None
+            or (padded and (extra > 0 or bidirectional or whole))
+        )
+        pattern = attention_pattern(valid, holes, bidirectional)
+        options: dict[str, Any] = {"is_causal": False} if bidirectional and pattern is None else {}
+        if read is not None:
+            options["read"] = read
         return self.language_model.model(
             inputs_embeds=embeds,
-            attention_mask=attention_pattern(valid, holes, bidirectional),
-            position_ids=position_ids(mask, patches, extra),
+            attention_mask=pattern,
+            position_ids=position_ids(mask, patches, extra) if extra else None,
             use_cache=False,
             output_hidden_states=output_hidden_states,
+            **options,
         )
 
     def forward(
@@ -312,7 +335,7 @@ class OpenVLA(nn.Module):
             patches = self.project(pixel_values)
             count, embeds = patches.shape[1], self.embed(input_ids, patches)
         output = self._decode(
-            embeds, input_ids, attention_mask, count, output_hidden_states=output_hidden_states
+            embeds, input_ids, attention_mask, count, output_hidden_states=output_hidden_states, whole=True
         )
         logits = self.language_model.lm_head(output.last_hidden_state).float()
         loss = None

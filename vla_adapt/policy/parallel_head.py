@@ -46,7 +46,9 @@ class ParallelHead(ActionHead):
         extra = self._queries(batch)
         if self.proprio is not None:
             extra = torch.cat([self.proprio(batch.proprio, batch.proprio_mask), extra], dim=1)
-        return Question(batch.input_ids, batch.attention_mask, self.prefix(batch), extra, bidirectional=True)
+        return Question(
+            batch.input_ids, batch.attention_mask, self.prefix(batch), extra, bidirectional=True, read="extra"
+        )
 
     def answer(self, model: OpenVLA, batch: PolicyBatch, question: Question, seen: Seen) -> HeadOutput:
         """Mean absolute error over each sample's unmasked numbers."""

@@ -51,13 +51,20 @@ def position_ids(
 
 
 def attention_pattern(
-    valid: Bool[torch.Tensor, "B L"], padded: bool, bidirectional: bool
+    valid: Bool[torch.Tensor, "B L"], holes: bool, bidirectional: bool
 ) -> Bool[torch.Tensor, "B 1 Q L"] | None:
-    """The 4-D mask for SDPA, True = attend; None means the plain causal kernel will do."""
+    """The 4-D mask for SDPA, True = attend; None: a kernel without a mask will do, causal or full.
+
+    Args:
+        valid: which positions are not padding.
+        holes: whether any position attends to padding unless told not to. Under causal attention padding at
+            the end does not count: only padding itself comes after it.
+        bidirectional: full attention instead of causal.
+    """
+    if not holes:
+        return None
     keys = valid[:, None, None, :]
     if bidirectional:
         return keys
-    if not padded:
-        return None
     length = valid.shape[1]
     return torch.ones(length, length, dtype=torch.bool, device=valid.device).tril()[None, None] & keys

@@ -76,16 +76,15 @@ class TokenHead(ActionHead):
         codec = model.action_tokenizer()
         tokens = torch.from_numpy(codec.encode(target.detach().float().cpu().numpy())).to(target.device)
         ids, attention, labels = self._sequences(model, batch, plan, tokens.flatten(1), mask.flatten(1))
-        return TokenQuestion(ids, attention, self.prefix(batch), plan=plan, labels=labels)
+        first = batch.attention_mask.sum(dim=1, keepdim=True) - 1  # predicts the first token
+        places = first + torch.arange(labels.shape[1], device=labels.device)
+        return TokenQuestion(ids, attention, self.prefix(batch), read=places, plan=plan, labels=labels)
 
     def answer(self, model: OpenVLA, batch: PolicyBatch, question: TokenQuestion, seen: Seen) -> HeadOutput:
         """Mean cross-entropy over each sample's unmasked action tokens and, after a complete chunk, EOS."""
         mask, plan, labels = self.targets(batch)[1], question.plan, question.labels
         codec = model.action_tokenizer()
-        before = seen.patches.shape[1] + (0 if question.prefix is None else question.prefix.shape[1])
-        first = before + batch.attention_mask.sum(dim=1, keepdim=True) - 1  # predicts the first token
-        places = first + torch.arange(labels.shape[1], device=labels.device)
-        hidden = seen.hidden.gather(1, places[..., None].expand(-1, -1, seen.hidden.shape[-1]))
+        hidden = seen.hidden[:, : labels.shape[1]]
         wanted = labels >= 0
         logits = model.language_model.lm_head(hidden[wanted]).float()
         token_loss = nn.functional.cross_entropy(logits, labels[wanted], reduction="none")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from vla_adapt.adaptation.method import Frozen, Lora, Nothing, QLora, Staged
 from vla_adapt.adaptation.quantized import check_bitsandbytes
 from vla_adapt.policy.heads import HeadConfig, head_class
@@ -28,7 +30,9 @@ def check_compatible(recipe: Recipe) -> list[str]:
         raise ValueError("; ".join(reasons))
     check_trackers(recipe.train.trackers)
     if isinstance(recipe.adaptation, QLora):
-        check_bitsandbytes()
+        check_bitsandbytes("adaptation 'qlora'", "adaptation.kind=lora")
+    if recipe.train.optimizer.kind != "adamw":
+        check_bitsandbytes(f"optimizer '{recipe.train.optimizer.kind}'", "train.optimizer.kind=adamw")
     notes = []
     reason = why_uncached(recipe)
     if isinstance(recipe.adaptation, Frozen) and reason is not None:
@@ -131,6 +135,44 @@ def _invariance_without_effect(recipe: Recipe) -> str | None:
     return None
 
 
+def _paged_without_gpu(recipe: Recipe) -> str | None:
+    if recipe.train.optimizer.kind != "paged_adamw_8bit" or torch.cuda.is_available():
+        return None
+    return (
+        "optimizer 'paged_adamw_8bit' pages between a GPU's and the host's memory, and torch sees no GPU; "
+        "set train.optimizer.kind=adamw_8bit"
+    )
+
+
+def _compile_of_many_robots(recipe: Recipe) -> str | None:
+    names = {source.embodiment for source in recipe.mixture_spec.sources}
+    if not recipe.train.compile or not recipe.adaptation.adapts or len(names) < 2:
+        return None
+    return (
+        "train.compile: rows of each robot differ from batch to batch, and every other split would be "
+        "compiled anew; train one robot at a time, or set train.compile=false"
+    )
+
+
+def _compile_of_what_is_not_plain(recipe: Recipe) -> str | None:
+    train = recipe.train
+    if not train.compile:
+        return None
+    if isinstance(recipe.adaptation, QLora):
+        return "train.compile: 4-bit layers were never tried compiled; set train.compile=false"
+    if train.checkpointing:
+        return (
+            "train.compile: after the wait, blocks that compute their activations again run plainly all the "
+            "same (seen with PyTorch 2.13); set train.checkpointing or train.compile to false"
+        )
+    if train.deterministic:
+        return (
+            "train.compile: code compiled for a run that resumes may round otherwise, which "
+            "train.deterministic excludes; set one of them to false"
+        )
+    return None
+
+
 def _options_of_training_without_training(recipe: Recipe) -> str | None:
     if recipe.train.steps and not isinstance(recipe.adaptation, Nothing):
         return None
@@ -147,6 +189,9 @@ def _options_of_training_without_training(recipe: Recipe) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
+    _paged_without_gpu,
+    _compile_of_many_robots,
+    _compile_of_what_is_not_plain,
     _nothing_to_train,
     _stage_of_nothing,
     _stage_never_reached,

@@ -24,6 +24,7 @@ from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.compiled import compiled_blocks
 from vla_adapt.training.determinism import deterministic
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import launched_way, start_accelerator
@@ -151,6 +152,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     wrapped.train()
     step = point.step
     with ExitStack() as opened:
+        opened.enter_context(compiled_blocks(learner.model, recipe.train.compile))
         trackers = opened.enter_context(_trackers(run, recipe, point.step))
         log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
@@ -188,7 +190,9 @@ def _run_steps(run: Run, setting: Setting) -> None:
     make_whole(spread.sharding, setting, run.ranks, accelerator.device)
 
 
-def _optimizer(recipe: Recipe, groups: dict[str, list[nn.Parameter]]) -> tuple[torch.optim.AdamW, LambdaLR]:
+def _optimizer(
+    recipe: Recipe, groups: dict[str, list[nn.Parameter]]
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Over all that trains; the adversary and the scales of losses have learning rates of their own."""
     config = recipe.train.optimizer
     multiples = {
@@ -220,7 +224,7 @@ def _add_up_gradients(
                 output = wrapped(batch, done / run.steps)
             _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
-        log.add(output, batch)
+        log.add(output, loaded)
     return {robot for batch, _ in micro_batches for robot in batch.robots}
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.optim.lr_scheduler import LambdaLR
+
+_SMALLEST_IN_8_BITS, _BLOCK = 4096, 256  # numbers: of a tensor, and that share a constant (bitsandbytes)
 
 
 class OptimizerConfig(BaseModel):
     """Knobs of the optimizer (Loshchilov & Hutter, 2019) and of its schedule."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        default="adamw",
+        description="8 bits: moments take a quarter (Dettmers et al., 2110.02861; bitsandbytes); paged: they "
+        "move to the host's memory when the GPU's ends",
+    )
     learning_rate: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -30,10 +37,10 @@ def make_optimizer(
     rates: Sequence[tuple[int, float]] | None = None,
     multiples: Mapping[str, float] | None = None,
     momenta: Mapping[str, float] | None = None,
-) -> tuple[torch.optim.AdamW, LambdaLR]:
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """One AdamW with a parameter group per robot, and its schedule over `steps` steps.
 
-    Fused: adapters are many small tensors, whose unfused step costs the CPU a tenth of a small model's step.
+    Fused: adapters are many small tensors, and an unfused step launches a kernel or more for each.
 
     Args:
         config: knobs.
@@ -55,9 +62,7 @@ def make_optimizer(
         for name, parameters in groups.items()
         if parameters
     ]
-    optimizer = torch.optim.AdamW(
-        params, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = _adamw(config, params)
 
     def factor(step: int) -> float:
         start, rate = [each for each in rates if each[0] <= step][-1]
@@ -70,6 +75,28 @@ def make_optimizer(
         return warm
 
     return optimizer, LambdaLR(optimizer, factor)
+
+
+def _adamw(config: OptimizerConfig, params: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The kind of AdamW that is asked for."""
+    knobs: dict[str, Any] = {
+        "lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay
+    }  # fmt: skip
+    if config.kind == "adamw":
+        return torch.optim.AdamW(params, **knobs, fused=True)
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    if config.kind == "adamw_8bit":
+        return bitsandbytes.optim.AdamW8bit(params, **knobs)
+    return bitsandbytes.optim.PagedAdamW8bit(params, **knobs)
+
+
+def saved_by_8_bits(config: OptimizerConfig, parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Bytes by which the moments are smaller than AdamW's; bitsandbytes leaves small tensors as they are."""
+    if config.kind == "adamw":
+        return 0
+    large = sum(p.numel() for p in parameters if p.numel() >= _SMALLEST_IN_8_BITS)
+    return int(2 * large * (4 - 1 - 4 / _BLOCK))
 
 
 def clip_per_robot(groups: Iterable[list[torch.nn.Parameter]], clip_norm: float) -> list[torch.Tensor]:

@@ -24,7 +24,8 @@ DEEPSPEED = (
 )
 COMPILED = (
     "not supported: which adapters run on which rows changes with every batch, and torch compiles a layer "
-    "anew until it gives up, after four batches when tried; drop the option (--dynamo_backend no)"
+    "anew until it gives up, after four batches when tried; drop the option (--dynamo_backend no). With one "
+    "robot there is train.compile=true"
 )
 _ALWAYS_WHOLE = {
     "qlora": (
@@ -74,8 +75,22 @@ def check_way(recipe: Recipe, way: Way) -> None:
         and why_uncached(recipe) is None
     ):
         reason = _KEPT_FEATURES
+    if reason is None and way == FSDP2:
+        reason = _untried_in_shards(recipe)
     if reason is not None:
         raise ValueError(f"adaptation '{recipe.adaptation.kind}' on {way}: {reason}")
+
+
+def _untried_in_shards(recipe: Recipe) -> str | None:
+    train = recipe.train
+    if train.compile:
+        return "train.compile: compiled blocks were never tried with shards; set train.compile=false"
+    if train.optimizer.kind != "adamw":
+        return (
+            f"optimizer '{train.optimizer.kind}' was never tried with shards, which make moments small, too; "
+            "set train.optimizer.kind=adamw"
+        )
+    return None
 
 
 def table() -> str:

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vla_adapt.adaptation.method import Lora, QLora
 from vla_adapt.policy.batch import PolicyBatch
@@ -28,16 +27,17 @@ from vla_adapt.policy.tiny import tiny_config
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir, tiny_base_dir
 from vla_adapt.training.compatibility import check_compatible, why_uncached
+from vla_adapt.training.flop_counter import flop_counter
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import check_split
-from vla_adapt.training.optimizer import clip_per_robot, make_optimizer
+from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer, saved_by_8_bits
 from vla_adapt.training.plan_data import PlanData, look_at_data, plan_batch
 from vla_adapt.training.rehearsal import Rehearsal
 from vla_adapt.training.setting import make_learner
 
 CUDA_CONTEXT_BYTES = 1 << 29
-# glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.5 .. 0.7).
-KEPT_BY_MALLOC = 0.6
+# glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.2 .. 0.5).
+KEPT_BY_MALLOC = 0.5
 NF4_BYTES = 0.5 + 0.127 / 8  # a number and its part of the block constants (Dettmers et al., 2305.14314)
 PREFETCHED = 2  # batches that each loader process keeps ready (the default of torch's DataLoader)
 
@@ -116,7 +116,8 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: Pla
         "weights": step.weights
         - (_saved_by_quantizing(model) if isinstance(recipe.adaptation, QLora) else 0),
         "gradients": step.gradients + (gradients if processes > 1 else 0),  # DDP holds them once more
-        "optimizer": step.optimizer,
+        "optimizer": step.optimizer
+        - saved_by_8_bits(train.optimizer, (p for group in groups.values() for p in group)),
         "activations": step.activations,
         "batches": _batch_bytes(batch) * train.accumulate * (1 + PREFETCHED * train.workers),
         "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
@@ -155,7 +156,7 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
         learner.model.restore_buffers("cpu")
         weights = rehearsal.live
         optimizer, _ = (
-            make_optimizer(recipe.train.optimizer, groups, recipe.train.steps) if groups else (None, None)
+            make_optimizer(_in_32_bits(recipe), groups, recipe.train.steps) if groups else (None, None)
         )
         learner.train()
         for parameter in learner.parameters():
@@ -170,7 +171,7 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
         rehearsal.start()
         with (
             _counted_tokens(learner.model, tokens),
-            _flop_counter() as flops,
+            flop_counter() as flops,
         ):
             _pass(recipe, learner, batch)
         clip_per_robot(groups.values(), recipe.train.optimizer.clip_norm)
@@ -179,24 +180,6 @@ def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
     peak = rehearsal.peak
     activations = peak.live - weights - state - peak.gradients
     return _Step(weights, state, peak.gradients, activations, flops.get_total_flops(), tokens[0])
-
-
-class _Untold:
-    """Stands in for the counter's tracker of modules, whose hooks refuse `torch.autograd.grad` in a forward
-    pass (the penalty on DANN's adversary has one); only the total is asked for.
-    """
-
-    parents = frozenset({"Global"})
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-def _flop_counter() -> FlopCounterMode:
-    counter = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
-    counter.mod_tracker = _Untold()  # type: ignore[assignment]
-    return counter
 
 
 def _pass(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> None:
@@ -220,28 +203,6 @@ def _counted_tokens(model: OpenVLA, tokens: list[int]) -> Iterator[None]:
         handle.remove()
 
 
-def _attention_flops(
-    query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    """Two products of a head's rows and columns (PyTorch's counter knows the GPU kernels only)."""
-    batch, heads, rows, width = query
-    return 2 * batch * heads * rows * key[-2] * (width + value[-1])
-
-
-def _attention_backward_flops(
-    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    """Five products where the forward pass has two: the scores are computed again."""
-    batch, heads, rows, width = query
-    return 2 * batch * heads * rows * key[-2] * (3 * width + 2 * value[-1])
-
-
-CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-}
-
-
 def _model(recipe: Recipe) -> tuple[OpenVLA, list[str]]:
     """The base without its weights, and what had to be assumed."""
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
@@ -260,6 +221,11 @@ def _unquantized(recipe: Recipe) -> Recipe:
         return recipe
     plain = Lora(**recipe.adaptation.model_dump(exclude={"kind"}))
     return recipe.model_copy(update={"adaptation": plain})
+
+
+def _in_32_bits(recipe: Recipe) -> OptimizerConfig:
+    """The optimizer with moments that tensors without numbers can have."""
+    return recipe.train.optimizer.model_copy(update={"kind": "adamw"})
 
 
 def _saved_by_quantizing(model: OpenVLA) -> int:

@@ -57,12 +57,12 @@ def test_a_plan_says_what_a_run_takes_and_runs_nothing(run, file: Path, tmp_path
 def test_what_does_not_fit_ends_with_2_and_a_way_out(run, file: Path):
     changes = ("adaptation={kind: head_only}", "train.checkpointing=true", "train.precision=bf16")
     options = [word for change in (*changes, "train.batch_size=64") for word in ("--set", change)]
-    code, out, err = run(file, "--plan", "--device", "cuda", "--memory", "570MB", *options)
+    code, out, err = run(file, "--plan", "--device", "cuda", "--memory", "560MB", *options)
     assert code == 2
     assert "does not fit" in out
     assert err.count("\n") == 1
     assert "vla-adapt: one process needs" in err
-    assert "there are 570 MB; --set train.accumulate=4 needs 5" in err
+    assert "there are 560 MB; --set train.accumulate=4 needs 5" in err
 
 
 def test_mistakes_are_one_line(run, file: Path):

@@ -63,9 +63,23 @@ def children(launcher: subprocess.Popen[str]) -> list[int]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def lives(pid: int) -> bool:
-    """A dead one may stay as a zombie: its parent, the launcher, is gone too."""
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+def end(pids: list[int], within_s: float = 20) -> bool:
+    """Whether all processes end. A dead one may stay as a zombie: its parent, the launcher, is gone too; one
+    that has said all it has to say still takes apart what it holds.
+    """
+
+    def lives(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + within_s
+    while any(map(lives, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def newest(run: Path) -> int:
@@ -113,7 +127,7 @@ def test_a_disturbed_run_consumes_the_samples_of_an_undisturbed_one(
         printed, said = preempted.communicate(timeout=100)
         assert f"resuming after step {before}" in printed
         assert f"finetune: stopped by SIGTERM after step {newest(run)}; " in said
-        assert not any(map(lives, ranks)), "left alone by the launcher"
+        assert end(ranks), "left alone by the launcher"
 
     assert newest(run) < STEPS
     last = launcher(recipe_in(make_recipe, run, 1))

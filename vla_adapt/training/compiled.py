@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from vla_adapt.policy.openvla import OpenVLA
+
+# Blocks of all towers share code and are compiled apart: with and without a gradient into them, for any length.
+# Past its limit, 8 if left alone, the compiler gives up without an error.
+RECOMPILE_LIMIT = 64
 
 
 @contextmanager
@@ -21,11 +26,15 @@ def compiled_blocks(model: OpenVLA, wanted: bool = True, backend: str = "inducto
     The first steps inside wait for the compiler (on a CPU for minutes, even with a tiny model). Names,
     weights and what is saved stay as they are; outside, the blocks are plain again.
     """
-    blocks = _blocks(model) if wanted else []
+    if not wanted:
+        yield
+        return
+    blocks = _blocks(model)
     for block in blocks:
         block.compile(backend=backend)
     try:
-        yield
+        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+            yield
     finally:
         for block in blocks:
             block._compiled_call_impl = None  # type: ignore[assignment]

@@ -14,8 +14,8 @@ from torch import nn
 
 from vla_adapt.policy.openvla import OpenVLA
 
-# Blocks share code and are compiled apart: with and without a gradient into them, each tower, any length. Past
-# its limit, 8 if left alone, the compiler gives up without an error.
+# Blocks share code and are compiled apart: each tower, with and without a gradient into them, any length.
+# Past its limit, 8 if left alone, the compiler gives up without an error.
 RECOMPILE_LIMIT = 64
 
 

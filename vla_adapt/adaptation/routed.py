@@ -15,9 +15,8 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from peft import LoraConfig
-from peft.tuners.lora.layer import Conv2d, Linear
+from peft.tuners.lora.layer import Conv2d, Linear, LoraLayer
 from torch import Tensor, nn
 
 from vla_adapt.adaptation.adapted_linear import adapted_linear
@@ -49,23 +48,27 @@ class Route:
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
 
-class RoutedLinear(Linear):
-    """PEFT's LoRA layer, which sends each row through its own adapter while a route is set.
+class Routed(nn.Module, LoraLayer):
+    """Before one of PEFT's LoRA layers: sends each row through its own adapter while a route is set.
 
     Without a route it is PEFT's layer. Dropout draws one mask for the rows' own and the shared adapter.
     """
 
+    base_layer: Any
+    merged_adapters: list[str]
+
     def __init__(self, base_layer: nn.Module, adapter_name: str, rows: RowContext, **options: Any) -> None:
-        super().__init__(base_layer, adapter_name, **options)
+        super().__init__(base_layer, adapter_name, **options)  # type: ignore[arg-type]
         self.rows = rows
 
-    def forward(self, x: Float[Tensor, "*rows F"], *args: Any, **kwargs: Any) -> Float[Tensor, "*rows O"]:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         route: Route | None = self.rows.current
         if route is None or self.disable_adapters:
-            return super().forward(x, *args, **kwargs)
+            return super().forward(x, *args, **kwargs)  # type: ignore[misc]
         segments = [segment for segment in route.segments if segment.name in self.lora_A]
         names = list(dict.fromkeys(segment.name for segment in segments))
         if segments:
+            _check(self, names, route, x)
             result = self._adapted(x, segments, names, route)
         else:
             result = self.base_layer(x, *args, **kwargs)
@@ -73,11 +76,17 @@ class RoutedLinear(Linear):
 
     def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
         """What the base makes of `x`, with what each segment's adapter adds to its rows."""
-        _check(self, names, route, x)
+        raise NotImplementedError
+
+
+class RoutedLinear(Routed, Linear):
+    """Of a linear layer: `x` is [*rows, F]."""
+
+    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
         dtype = self._dtype(names[0], x.device.type)
         blocks = _blocks(segments, names, x.shape[:-1].numel() // route.samples)
         pairs = [self._pair(name, dtype) for name in names]
-        if self._in_one_step(names, x, dtype, blocks, pairs):
+        if self._in_one_step(names, x, dtype):
             return adapted_linear(x.to(dtype), self.base_layer, blocks, pairs)  # type: ignore[arg-type]
         result = self.base_layer(x)
         fresh = result.dtype == dtype and type(self.base_layer) is nn.Linear
@@ -90,9 +99,7 @@ class RoutedLinear(Linear):
         )
         return added if fresh else (result + added).to(result.dtype)
 
-    def _in_one_step(
-        self, names: list[str], x: Tensor, dtype: torch.dtype, blocks: list[Block], pairs: list[Pair]
-    ) -> bool:
+    def _in_one_step(self, names: list[str], x: Tensor, dtype: torch.dtype) -> bool:
         """Whether layer and adapters are one step of autograd: in training, of a frozen plain layer."""
         base: Any = self.base_layer
         if not torch.is_grad_enabled() or type(base) is not nn.Linear or base.weight.requires_grad:
@@ -116,31 +123,15 @@ class RoutedLinear(Linear):
         return Pair(inner.weight.to(dtype), outer.weight.to(dtype), self.scaling[name])
 
 
-class RoutedConv2d(Conv2d):
-    """The same for a convolution: the original OpenVLA's adapters change the patch embeddings too.
+class RoutedConv2d(Routed, Conv2d):
+    """Of a convolution, `x` is [N, C, h, w]: the original OpenVLA's adapters change the patch embeddings too.
 
     One robot's rows after the other, as a batch passes each tower's only convolution once.
     """
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, rows: RowContext, **options: Any) -> None:
-        super().__init__(base_layer, adapter_name, **options)
-        self.rows = rows
-
-    def forward(self, x: Float[Tensor, "N C h w"], *args: Any, **kwargs: Any) -> Float[Tensor, "N O u v"]:
-        route: Route | None = self.rows.current
-        if route is None or self.disable_adapters:
-            return super().forward(x, *args, **kwargs)
-        result = self.base_layer(x, *args, **kwargs)
-        segments = [segment for segment in route.segments if segment.name in self.lora_A]
-        names = list(dict.fromkeys(segment.name for segment in segments))
-        if segments:
-            _check(self, names, route, x)
-            result = self._adapted(x, result, segments, route)
-        return _reaching(self, result, names) if route.reach_all else result
-
-    def _adapted(self, x: Tensor, result: Tensor, segments: list[Segment], route: Route) -> Tensor:
-        """`result` of the base with what each segment's adapter adds to its rows."""
-        dropped = self.lora_dropout[segments[0].name](x)
+    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
+        result = self.base_layer(x)
+        dropped = self.lora_dropout[names[0]](x)
         each = x.shape[0] // route.samples
         for segment in segments:
             mine = slice(segment.start * each, segment.stop * each)
@@ -150,7 +141,7 @@ class RoutedConv2d(Conv2d):
         return result
 
 
-def _check(layer: RoutedLinear | RoutedConv2d, names: list[str], route: Route, x: Tensor) -> None:
+def _check(layer: Routed, names: list[str], route: Route, x: Tensor) -> None:
     if x.shape[0] % route.samples:
         raise ValueError(
             f"a routed layer got {x.shape[0]} rows, the route is for {route.samples} samples; run the "
@@ -166,7 +157,7 @@ def _check(layer: RoutedLinear | RoutedConv2d, names: list[str], route: Route, x
         raise ValueError(f"adapters of one batch drop out at {sorted(rates)}; give them the same dropout")
 
 
-def _reaching(layer: RoutedLinear | RoutedConv2d, result: Tensor, names: list[str]) -> Tensor:
+def _reaching(layer: Routed, result: Tensor, names: list[str]) -> Tensor:
     """`result`; its gradient also goes, as zeros, to the adapters that are not in `names`."""
     sides = [layer.lora_A[name] for name in layer.lora_A if name not in names]
     sides += [layer.lora_B[name] for name in layer.lora_B if name not in names]
@@ -257,7 +248,7 @@ def _find(model: nn.Module, names: set[str]) -> tuple[RowContext | None, set[str
     rows: RowContext | None = None
     known: set[str] = set()
     for module in model.modules():
-        if isinstance(module, RoutedLinear | RoutedConv2d):
+        if isinstance(module, Routed):
             rows = module.rows
             known |= module.lora_A.keys()
             if names <= known:

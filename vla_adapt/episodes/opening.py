@@ -71,19 +71,16 @@ def open_dataset(
         store, found = _open_hdf5(local, split, given, cache_dir, on_error, verify_images, image_scale)
     elif local is not None and is_lerobot(local):
         robot = embodiment.name if isinstance(embodiment, Embodiment) else embodiment
-        found = _own_entry(local, "", given)
         store, found = _open_lerobot(
-            local, robot, split, found, cache_dir, on_error, verify_images, image_scale
+            local, robot, split, given, cache_dir, on_error, verify_images, image_scale
         )
     else:
         rlds = RldsFolder.open(path, cache_dir)
         known = _own_entry(rlds.path, rlds.name, given)
         if known is None:  # before the index is built: without an entry nothing can be done with it
             raise _no_entry(rlds.origin, rlds.name, (f.removeprefix(STEPS) for f in rlds.leaves))
-        store, found = (
-            RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale),
-            known,
-        )
+        store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
+        found = known
     own_entry, recorded = found
     return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
 
@@ -112,7 +109,7 @@ def _open_lerobot(
     path: Path,
     robot: str | Path | None,
     split: str,
-    found: Found | None,
+    given: DatasetEntry | None,
     cache_dir: str | Path | None,
     on_error: OnError,
     verify_images: bool,
@@ -120,6 +117,7 @@ def _open_lerobot(
 ) -> tuple[StoredEpisodes, Found]:
     from vla_adapt.episodes.lerobot.lerobot_store import LEROBOT_REMEDY, conventional_entry, open_lerobot
 
+    found = _own_entry(path, "", given)
     if found is None and robot is None:
         raise ValueError(f"{path}: LeRobot dataset without {SIDECAR}; {LEROBOT_REMEDY}")
     store = open_lerobot(path, split, cache_dir, on_error, verify_images, image_scale)

@@ -132,7 +132,7 @@ class RldsStore:
 
     def fetch_image(self, field: str, episode: int, step: int) -> Callable[[], np.ndarray]:
         """Read one image; the returned call decodes it. Raises as `image`, each half what it can find."""
-        column = self._image_columns.get(field) or self._one_image(field)
+        column = self._one_image(field)
         data, offset = self._encoded(column, self._row(episode, step), episode)
         return partial(self._decode, data, column.leaf, partial(self._byte, episode, offset))
 
@@ -208,12 +208,14 @@ class RldsStore:
 
     def _one_image(self, field: str) -> _ImageColumn:
         """Where the images of a field are that has one a step; found once, for it is met per sample."""
-        path, leaf = self._leaf(field, Kind.IMAGE)
-        if leaf.kind is Kind.RAGGED:
-            raise ValueError(f"{self.name}: field '{field}' holds several images a step; read it by images()")
-        if field not in self._image_columns:
-            self._image_columns[field] = _ImageColumn.of(self._index.arrays, path, leaf)
-        return self._image_columns[field]
+        found = self._image_columns.get(field)
+        if found is None:
+            path, leaf = self._leaf(field, Kind.IMAGE)
+            if leaf.kind is Kind.RAGGED:
+                what = f"field '{field}' holds several images a step; read it by images()"
+                raise ValueError(f"{self.name}: {what}")
+            found = self._image_columns[field] = _ImageColumn.of(self._index.arrays, path, leaf)
+        return found
 
     def _values(self, path: str, leaf: LeafSpec, episode: int) -> Any:
         """Values that stayed in the record."""

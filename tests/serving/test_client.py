@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -178,6 +179,39 @@ def test_a_late_answer_is_never_taken_for_the_next_one() -> None:
         too_late.set()
         client.timeout_s = 60
         assert client.act({"request": 2}) == 2
+
+
+def test_a_server_that_stops_reading_is_a_timeout() -> None:
+    """More than the sockets' buffers hold: without a limit the robot would wait as long as the server lives."""
+    over = threading.Event()
+
+    def converse(connection: ServerConnection) -> None:
+        connection.send(pack({}))
+        with connection.protocol_mutex:  # nothing is read while this is held
+            over.wait(60)
+
+    with _foreign_server(converse) as url, Client(url) as client:
+        client.timeout_s = 0.2
+        try:
+            with pytest.raises(
+                RobotTimeoutError, match=r"took nothing for 0.2 s while \d{8} bytes were sent"
+            ):
+                client.act({"images": {"primary": np.zeros((2400, 3200, 3), np.uint8)}})
+        finally:
+            over.set()
+
+
+@pytest.mark.parametrize(
+    "error", [RobotServerError("bad_state", "no"), RobotConnectionError("gone"), RobotTimeoutError("late")]
+)
+def test_errors_cross_processes(error: RobotServerError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert (str(again), again.code, again.message) == (
+        f"{error.code}: {error.message}",
+        error.code,
+        error.message,
+    )
 
 
 @pytest.mark.parametrize(

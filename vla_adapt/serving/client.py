@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import socket
+import ssl
+import struct
+import sys
 import threading
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -31,9 +35,17 @@ class RobotServerError(RuntimeError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
+        super().__init__(code, message)
         self.code = code
         self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Made again from what subclasses are made of: errors cross processes (closed loop in workers)."""
+        arguments = (self.code, self.message) if type(self) is RobotServerError else (self.message,)
+        return type(self), arguments
 
 
 class RobotConnectionError(RobotServerError):
@@ -116,10 +128,15 @@ class Client:
         for attempt in (1, 2):
             try:
                 connection = self._connection or self._open()
+                _limit_sending(connection.socket, self.timeout_s)
                 connection.send(message)
                 return connection.recv(timeout=self.timeout_s)
             except ConnectionClosed as error:
                 self._drop()
+                if isinstance(error.__cause__, BlockingIOError | ssl.SSLWantWriteError):
+                    raise RobotTimeoutError(
+                        f"{self.url} took nothing for {self.timeout_s:g} s while {len(message)} bytes were sent"
+                    ) from None
                 if error.rcvd is not None and error.rcvd.code == 1009:
                     raise RobotServerError(
                         "too_large", f"the server takes no message of {len(message)} bytes"
@@ -210,6 +227,14 @@ def robot_address(url: str, robot: str | None) -> str:
         )
     path = parts.path.rstrip("/") + (f"/robots/{quote(robot, safe='')}" if robot else "")
     return urlunsplit((_SCHEMES[parts.scheme], parts.netloc, path or "/", "", ""))
+
+
+def _limit_sending(connection: socket.socket, seconds: float | int) -> None:
+    """Let `sendall` fail when the other side takes nothing for so long; the library itself waits for ever."""
+    whole_ms = max(1, round(1000 * seconds))
+    windows = sys.platform == "win32"
+    value = whole_ms if windows else struct.pack("ll", whole_ms // 1000, whole_ms % 1000 * 1000)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _is_local(url: str) -> bool:

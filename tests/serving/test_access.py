@@ -58,10 +58,20 @@ def test_token_refused(header: str | None) -> None:
 def test_web_pages_of_other_sites_are_refused() -> None:
     check_origin(None, "127.0.0.1:8000")
     check_origin("http://127.0.0.1:8000", "127.0.0.1:8000")
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:80"):
+    check_origin("http://[::1]:8000", "[::1]:8000")
+    check_origin("http://localhost:8000", "localhost:8000")
+    for origin in ("http://evil.example", "null", "http://127.0.0.1:80", "http://["):
         with pytest.raises(WireError) as caught:
             check_origin(origin, "127.0.0.1:8000")
         assert caught.value.code == "forbidden_origin"
+
+
+def test_a_name_that_a_web_page_pointed_here_is_refused_unless_there_is_a_token() -> None:
+    """DNS rebinding: the page and the robot's server have the same name, whose owner chose its address."""
+    with pytest.raises(WireError) as caught:
+        check_origin("http://evil.example:8000", "evil.example:8000")
+    assert caught.value.code == "forbidden_origin"
+    check_origin("http://lab.example:8000", "lab.example:8000", guarded=True)
 
 
 def test_read_token(tmp_path: Path) -> None:

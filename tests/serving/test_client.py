@@ -182,7 +182,7 @@ def test_a_late_answer_is_never_taken_for_the_next_one() -> None:
 
 
 def test_a_server_that_stops_reading_is_a_timeout() -> None:
-    """More than the sockets' buffers hold: without a limit the robot would wait as long as the server lives."""
+    """More than the sockets' buffers hold: without a limit a robot would wait as long as the server lives."""
     over = threading.Event()
 
     def converse(connection: ServerConnection) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,13 +68,34 @@ def check_token(authorization: str | None, token: str | None) -> None:
         )
 
 
-def check_origin(origin: str | None, host: str | None) -> None:
+def check_origin(origin: str | None, host: str | None, guarded: bool = False) -> None:
     """Refuses requests started by a web page of another site: a browser must not drive a robot on localhost.
+
+    A page of this very address is accepted, but without a token only where that is an IP address or
+    `localhost`: any other name may have been pointed here by the page's owner (DNS rebinding).
+
+    Args:
+        origin: the header `Origin`; None: no browser.
+        host: the header `Host`.
+        guarded: whether requests carry a token.
 
     Raises:
         WireError: `forbidden_origin`.
     """
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is None:
+        return
+    try:
+        page = urlsplit(origin)
+        same = page.netloc == host and (guarded or _is_address(page.hostname or ""))
+    except ValueError:  # a broken IPv6 address
+        same = False
+    if not same:
         raise WireError(
             "forbidden_origin", f"requests from web pages of {one_line(origin, 80)} are not accepted"
         )
+
+
+def _is_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return bool(ipaddress.ip_address(host))
+    return host == "localhost"

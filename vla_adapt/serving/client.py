@@ -135,7 +135,8 @@ class Client:
                 self._drop()
                 if isinstance(error.__cause__, BlockingIOError | ssl.SSLWantWriteError):
                     raise RobotTimeoutError(
-                        f"{self.url} took nothing for {self.timeout_s:g} s while {len(message)} bytes were sent"
+                        f"{self.url} took nothing for {self.timeout_s:g} s while {len(message)} bytes were "
+                        "sent"
                     ) from None
                 if error.rcvd is not None and error.rcvd.code == 1009:
                     raise RobotServerError(

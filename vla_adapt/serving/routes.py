@@ -22,6 +22,7 @@ from vla_adapt.serving.rest import act_reply, read_act_body
 from vla_adapt.serving.service import PolicyService
 
 MAX_CONNECTIONS = 256
+MAX_UPLOADS = 16  # of the largest size that are held at a time while they arrive: slow senders cost memory
 _STATUS = {
     "unauthorized": 401,
     "forbidden_origin": 403,
@@ -40,6 +41,7 @@ class _Endpoints:
 
     def __init__(self, service: PolicyService) -> None:
         self.service = service
+        self._uploading = 0  # bytes of bodies that are arriving
 
     async def robot_socket(self, socket: WebSocket) -> None:
         """openpi's protocol: metadata first, then one reply (binary) or error (text) per message."""
@@ -86,7 +88,7 @@ class _Endpoints:
     async def act(self, request: Request) -> Response:
         """`POST /act`, see `vla_adapt.serving.rest` for the bodies."""
         self._check(request)
-        body = await _limited_body(request, self.service.max_message_bytes)
+        body = await self._body(request)
         with self.service.admitted():
             decoded = []
 
@@ -116,9 +118,34 @@ class _Endpoints:
         self._check(request)
         return Response(self.service.metrics.text(), media_type=CONTENT_TYPE)
 
+    async def _body(self, request: Request) -> bytes:
+        """One that is too large is read on (up to 4 x), so that its sender gets to see the answer."""
+        limit = self.service.max_message_bytes
+        chunks: list[bytes] = []
+        size = held = 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    self._uploading, held = self._uploading - held, 0
+                    chunks.clear()
+                    if size > 4 * limit:
+                        break
+                    continue
+                if self._uploading + len(chunk) > MAX_UPLOADS * limit:
+                    raise WireError("overloaded", "too many bodies are arriving at once; try again later")
+                self._uploading, held = self._uploading + len(chunk), held + len(chunk)
+                chunks.append(chunk)
+        finally:
+            self._uploading -= held
+        if size > limit:
+            raise WireError("too_large", f"body of more than {limit} bytes; send images as base64 JPEG")
+        return b"".join(chunks)
+
     def _check(self, connection: HTTPConnection) -> None:
-        check_origin(connection.headers.get("origin"), connection.headers.get("host"))
-        check_token(connection.headers.get("authorization"), self.service.token)
+        token, headers = self.service.token, connection.headers
+        check_origin(headers.get("origin"), headers.get("host"), guarded=token is not None)
+        check_token(headers.get("authorization"), token)
 
 
 def create_app(service: PolicyService) -> Starlette:
@@ -153,23 +180,6 @@ def create_app(service: PolicyService) -> Starlette:
 def _robot_in(path: str) -> str:
     """The name asked for by a websocket's path; the root asks for the only robot."""
     return "" if path == "/" else path.removeprefix("/robots/")
-
-
-async def _limited_body(request: Request, limit: int) -> bytes:
-    """The body. One that is too large is read on (up to 4 x), so that its sender gets to see the answer."""
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= limit:
-            chunks.append(chunk)
-        elif size > 4 * limit:
-            break
-        else:
-            chunks.clear()
-    if size > limit:
-        raise WireError("too_large", f"body of more than {limit} bytes; send images as base64 JPEG")
-    return b"".join(chunks)
 
 
 def _error_response(error: WireError) -> Response:

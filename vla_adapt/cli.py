@@ -58,7 +58,7 @@ def main() -> None:
 
 @robots_app.command("list")
 def robots_list() -> None:
-    """List the embodiments; `vla-adapt robots` does the same."""
+    """List the embodiments; `vla-adapt robots` does the same. Example: vla-adapt robots list"""
     from vla_adapt.embodiment import Embodiment
 
     table = Table("name", "title", "action", "rate", "cameras")

@@ -30,8 +30,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an ea
 
 @adapters_app.command("list")
 def adapters_list(folder: Path) -> None:
-    """List the bundles in a folder."""
-    from vla_adapt.adaptation.bundle import find_bundles, read_manifest
+    """List the bundles in a folder. Example: vla-adapt adapters list runs/x/bundles"""
+    from vla_adapt.adaptation.bundle_manifest import find_bundles, read_manifest
 
     table = Table("robot", "folder", "base", "tensors", "recipe")
     for path in find_bundles(folder):
@@ -46,7 +46,7 @@ def adapters_list(folder: Path) -> None:
 
 @adapters_app.command("show")
 def adapters_show(folder: Path) -> None:
-    """Print the model card and facts of one bundle."""
+    """Print the model card and facts of one bundle. Example: vla-adapt adapters show runs/x/bundles/ur5e"""
     from vla_adapt.adaptation.bundle import Bundle
 
     bundle = Bundle.load(folder)
@@ -57,8 +57,12 @@ def adapters_show(folder: Path) -> None:
 
 @adapters_app.command("verify")
 def adapters_verify(folder: Path, base: Base = "tiny") -> None:
-    """Check files and base of every bundle in FOLDER and replay its golden observation -> action pair."""
-    from vla_adapt.adaptation.bundle import Bundle, find_bundles
+    """Check files and base of every bundle in FOLDER and replay its golden observation -> action pair.
+
+    Exit code 1 when one fails. Example: vla-adapt adapters verify runs/x/bundles --base openvla-7b
+    """
+    from vla_adapt.adaptation.bundle import Bundle
+    from vla_adapt.adaptation.bundle_manifest import find_bundles
     from vla_adapt.policy.openvla import OpenVLA
     from vla_adapt.resources import base_dir
 
@@ -92,6 +96,7 @@ def adapters_warm_start(
         str, typer.Option(help="linear, or mlp (its linear part alone reaches the head)")
     ] = "linear",
     seed: int = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Learn the map from one robot's actions to another's and leave a bundle from which the other starts.
 
@@ -100,12 +105,15 @@ def adapters_warm_start(
     from vla_adapt.adaptation.action_adapter import ActionAdapterConfig
     from vla_adapt.adaptation.action_pairs import PairingConfig
     from vla_adapt.adaptation.bundle import Bundle
+    from vla_adapt.adaptation.bundle_manifest import MANIFEST
+    from vla_adapt.adaptation.folder import claim_folder
     from vla_adapt.adaptation.warm_start import make_warm_bundle
     from vla_adapt.episodes import open_dataset
     from vla_adapt.policy.openvla import OpenVLA
     from vla_adapt.resources import base_dir
     from vla_adapt.suggest import validate_model
 
+    claim_folder(out, MANIFEST, overwrite)
     before = Bundle.load(bundle)
     episodes = "paired" if paired else "instruction"
     started, errors = make_warm_bundle(

@@ -62,3 +62,19 @@ def test_a_robot_that_no_adapter_can_be_named_after_is_refused_before_anything_c
     with pytest.raises(ValueError, match=r"cannot be called 'arm\.left'"):
         attach_adapter(resident, "arm.left", CONFIGS["left"], tensors)
     assert not any("lora_" in name for name, _ in resident.named_parameters())
+
+
+def test_the_base_stays_as_it_is_whatever_the_configuration_says(random_base: Path):
+    """PiSSA takes the main singular directions out of the base's weights, `modules_to_save` replaces some."""
+    _, tensors = made_elsewhere(random_base, CONFIGS["left"])
+    resident = OpenVLA.from_pretrained(random_base)
+    bare = run(resident)
+    pissa = LoraConfig(r=2, target_modules=ATTENTION, init_lora_weights="pissa")
+    attach_adapter(resident, "left", pissa, tensors)
+    activate(resident, None)
+    assert torch.equal(run(resident), bare)
+    more = LoraConfig(r=2, target_modules=ATTENTION, modules_to_save=["lm_head"])
+    with pytest.raises(ValueError, match=r"has modules_to_save \['lm_head'\], which also changes other"):
+        attach_adapter(resident, "right", more, tensors)
+    assert torch.equal(run(resident), bare)
+    assert pissa.init_lora_weights == "pissa"

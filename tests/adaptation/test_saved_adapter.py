@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -94,7 +93,7 @@ def test_half_a_pair_and_nan_are_named(adapter_copy: Path, original_base: Path):
 def test_broken_files_are_named(adapter_copy: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"no adapter_config\.json"):
         read_saved_adapter(tmp_path)
-    file, config = adapter_copy / "adapter_model.safetensors", adapter_copy / "adapter_config.json"
+    file = adapter_copy / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-100])
     with pytest.raises(ValueError, match="cannot be read"):
@@ -105,11 +104,3 @@ def test_broken_files_are_named(adapter_copy: Path, tmp_path: Path):
     file.unlink()
     with pytest.raises(ValueError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
         read_saved_adapter(adapter_copy)
-    for tree, words in (
-        ([], "is no LoRA configuration"),
-        ({"peft_type": "IA3"}, "is of type .*IA3; only LoRA adapters are read"),
-        ({"peft_type": "LORA", "r": "many"}, "r 'many' and lora_alpha 8; wanted numbers above 0"),
-    ):
-        config.write_text(json.dumps(tree))
-        with pytest.raises(ValueError, match=words):
-            read_saved_adapter(adapter_copy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from vla_adapt.adaptation.adapter_name import adapter_of, check_adapter_names, file_key
+from vla_adapt.adaptation.factors import OUTSIDE
 from vla_adapt.adaptation.routed import routed
 from vla_adapt.policy.openvla import OpenVLA
 
@@ -24,12 +26,22 @@ def _resident_tensors(model: nn.Module, robot: str) -> dict[str, nn.Parameter]:
 def attach_adapter(model: OpenVLA, robot: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
     """Inject `config` under the name `robot` into `model` and load `tensors` into it.
 
+    The weights of `model` itself stay as they are, whatever way of initializing `config` names (PiSSA and
+    its like would take a part out of them).
+
     Raises:
-        ValueError: a robot that no adapter can be named after; tensors missing, left over, of another shape
-            or not finite. `model` then keeps an inert adapter of that name (its B matrices are zero); the
-            caller refuses the robot.
+        ValueError: a robot that no adapter can be named after, or a `config` with parameters outside of the
+            adapter; tensors missing, left over, of another shape or not finite. `model` then keeps an inert
+            adapter of that name (its B matrices are zero); the caller refuses the robot.
     """
     check_adapter_names([robot])
+    if outside := [name for name in OUTSIDE if getattr(config, name, None)]:
+        raise ValueError(
+            f"adapter of '{robot}': its configuration has {outside[0]} {getattr(config, outside[0])!r}, "
+            "which also changes other parameters of the base; train a plain LoRA adapter"
+        )
+    config = copy.copy(config)
+    config.init_lora_weights = True
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several robots: meant
         inject_adapter_in_model(routed(config, model.rows), model, adapter_name=robot)

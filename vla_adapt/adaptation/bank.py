@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vla_adapt.adaptation.bundle import Bundle, find_bundles
+from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.bundle_manifest import find_bundles
 from vla_adapt.adaptation.robot_policy import RobotPolicy
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.suggest import did_you_mean

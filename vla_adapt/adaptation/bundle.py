@@ -14,7 +14,6 @@ README.md                                        model card
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,24 +21,22 @@ from typing import Any
 
 import numpy as np
 from peft import LoraConfig
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.adaptation.action_adapter import ADAPTER_JSON, ActionAdapter, check_side
 from vla_adapt.adaptation.attach import attach_adapter
+from vla_adapt.adaptation.bundle_manifest import FORMAT, MANIFEST, check_files, read_manifest, sha256
 from vla_adapt.adaptation.constants import Constants
-from vla_adapt.adaptation.folder import atomic_folder
+from vla_adapt.adaptation.folder import atomic_folder, claim_folder
+from vla_adapt.adaptation.lora_config import ADAPTER_WEIGHTS, read_lora_config
 from vla_adapt.adaptation.robot_policy import ObservationConfig, RobotPolicy
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.policy.heads import ActionHead, load_head, save_head
 from vla_adapt.policy.openvla import OpenVLA
 
-FORMAT = 1
-MANIFEST = "bundle.json"
 _IMAGE_OF = "image/"  # in golden.npz, before the name of a further camera
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,12 @@ class Bundle:
         return self.embodiment.name
 
     def save(self, folder: str | Path) -> None:
-        """Write the bundle; `folder` is replaced whole or left as it was."""
+        """Write the bundle; a bundle at `folder` is replaced whole or left as it was.
+
+        Raises:
+            ValueError: `folder` holds something else than a bundle.
+        """
+        claim_folder(folder, MANIFEST, overwrite=True)
         with atomic_folder(folder) as aside:
             if self.adapter_config is not None:
                 _portable(self.adapter_config).save_pretrained(str(aside))
@@ -157,7 +159,7 @@ class Bundle:
             "adapter": sorted(self.adapter),
             "observation": self.observation.model_dump(),
             "constants": {name: list(numbers) for name, numbers in self.constants.items()},
-            "files": {file.name: _sha256(file) for file in sorted(folder.iterdir())},
+            "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
             "facts": self.facts,
         }
 
@@ -170,7 +172,7 @@ class Bundle:
         """
         folder = Path(folder)
         manifest = read_manifest(folder)
-        _check_files(folder, manifest)
+        check_files(folder, manifest)
         statistics = json.loads((folder / "statistics.json").read_text())
         adapted, proprio = bool(manifest["adapter"]), statistics["proprio"]
         embodiment = Embodiment.from_text((folder / "embodiment.yaml").read_text())
@@ -181,7 +183,7 @@ class Bundle:
             proprio_statistics=None if proprio is None else Statistics.from_dict(proprio),
             observation=ObservationConfig(**manifest["observation"]),
             base_fingerprint=manifest["base_fingerprint"],
-            adapter_config=_lora_config(folder) if adapted else None,
+            adapter_config=read_lora_config(folder) if adapted else None,
             adapter=load_file(folder / ADAPTER_WEIGHTS) if adapted else {},
             golden=Golden.load(folder / "golden.npz") if "golden.npz" in manifest["files"] else None,
             action_adapter=ActionAdapter.load(folder, target=embodiment) if mapped else None,
@@ -245,68 +247,6 @@ class Bundle:
             )
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a bundle folder. Raises ValueError when it is not one."""
-    file = Path(folder) / MANIFEST
-    if not file.is_file():
-        raise ValueError(f"{folder} is not a bundle: no {MANIFEST} in it")
-    manifest = json.loads(file.read_text())
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{file}: bundle format {manifest.get('format')}, this vla_adapt reads {FORMAT}; upgrade it"
-        )
-    return manifest
-
-
-def find_bundles(folder: str | Path) -> list[Path]:
-    """Bundle folders at `folder` itself or directly inside it, sorted by name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    folder = Path(folder)
-    found = (
-        [folder]
-        if (folder / MANIFEST).is_file()
-        else sorted(file.parent for file in folder.glob(f"*/{MANIFEST}"))
-    )
-    found = [path for path in found if not path.name.startswith(".")]
-    if not found:
-        raise ValueError(
-            f"no bundle in {folder}: wanted a folder with {MANIFEST}, or a folder of such folders"
-        )
-    return found
-
-
-def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    missing = [name for name in manifest["files"] if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder}: {', '.join(missing)} missing; copy the whole bundle folder again")
-    if manifest["adapter"]:
-        _check_adapter_keys(folder, manifest["adapter"])
-    for name, checksum in manifest["files"].items():
-        if _sha256(folder / name) != checksum:
-            raise ValueError(
-                f"{folder / name} was changed or damaged since it was saved; copy the bundle folder again"
-            )
-
-
-def _check_adapter_keys(folder: Path, expected: list[str]) -> None:
-    try:
-        with safe_open(folder / ADAPTER_WEIGHTS, framework="pt") as stored:
-            got = set(stored.keys())
-    except Exception as error:
-        raise ValueError(
-            f"{folder / ADAPTER_WEIGHTS} cannot be read ({error}); copy the bundle folder again"
-        ) from error
-    missing = sorted(set(expected) - got)
-    if missing:
-        raise ValueError(
-            f"{folder / ADAPTER_WEIGHTS}: {len(missing)} of {len(expected)} tensors are missing "
-            f"(first: {missing[0]}); copy the bundle folder again or train it again"
-        )
-
-
 def _portable(config: LoraConfig) -> LoraConfig:
     """As PEFT itself saves it: for inference, and without the path of the base on this machine."""
     config = copy.deepcopy(config)
@@ -315,16 +255,5 @@ def _portable(config: LoraConfig) -> LoraConfig:
     return config
 
 
-def _lora_config(folder: Path) -> LoraConfig:
-    config = LoraConfig.from_pretrained(str(folder))
-    assert isinstance(config, LoraConfig)
-    return config
-
-
 def _dump(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from peft import LoraConfig
 from safetensors.torch import save_file
 
-from vla_adapt.adaptation.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Bundle
+from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.adaptation.factors import read_factors, write_factors
 from vla_adapt.adaptation.folder import atomic_folder, claim_folder, told_disk_errors
+from vla_adapt.adaptation.lora_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vla_adapt.adaptation.original_head import is_originals, stored_head
 from vla_adapt.adaptation.original_names import factors_to_original
 from vla_adapt.adaptation.original_statistics import DATASET_STATISTICS, norm_stats_entry

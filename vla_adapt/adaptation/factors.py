@@ -24,7 +24,8 @@ from vla_adapt.adaptation.adapter_name import PREFIX
 _KEY = re.compile(re.escape(PREFIX) + r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 # What makes a LoRA adapter more than W + scale B A: field -> value that leaves it plain.
 _PLAIN: dict[str, Any] = {"use_dora": False, "lora_bias": False, "bias": "none", "use_qalora": False}
-_EMPTY = (
+# What changes or adds parameters outside of (A, B); empty in plain adapters.
+OUTSIDE = (
     "modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters", "use_bdlora",
     "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config",
 )  # fmt: skip
@@ -94,7 +95,7 @@ def _factor(config: LoraConfig, module: str, a: Tensor, b: Tensor) -> Factor:
 
 def _check_plain(config: LoraConfig) -> None:
     odd = [name for name, plain in _PLAIN.items() if getattr(config, name, plain) != plain]
-    odd += [name for name in _EMPTY if getattr(config, name, None)]
+    odd += [name for name in OUTSIDE if getattr(config, name, None)]
     if config.init_lora_weights not in _PLAIN_INITS:
         odd.append("init_lora_weights")
     if odd:

@@ -18,7 +18,8 @@ from peft import LoraConfig
 from PIL import Image, UnidentifiedImageError
 
 from vla_adapt.actions.normalize import Statistics
-from vla_adapt.adaptation.bundle import MANIFEST, Bundle, Golden
+from vla_adapt.adaptation.bundle import Bundle, Golden
+from vla_adapt.adaptation.bundle_manifest import MANIFEST
 from vla_adapt.adaptation.card import NOT_MEASURED, CardFacts, model_card
 from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.factors import Factor, read_factors, write_factors

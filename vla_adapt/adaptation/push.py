@@ -11,7 +11,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from vla_adapt.adaptation.bundle import MANIFEST, Bundle, read_manifest
+from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.bundle_manifest import MANIFEST, read_manifest
 from vla_adapt.adaptation.front_matter import split_front_matter, with_front_matter
 
 CARD = "README.md"

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vla_adapt.adaptation.adapter_name import PREFIX
-from vla_adapt.adaptation.bundle import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vla_adapt.adaptation.factors import Factor
+from vla_adapt.adaptation.lora_config import ADAPTER_WEIGHTS, read_lora_config
 from vla_adapt.policy.checkpoint import Checkpoint
 from vla_adapt.policy.openvla import OpenVLA
 
@@ -47,7 +47,7 @@ def read_saved_adapter(folder: str | Path) -> SavedAdapter:
         ValueError: files missing or broken, or another kind of adapter than LoRA.
     """
     folder = Path(folder)
-    config = _config(folder)
+    config = read_lora_config(folder)
     file = folder / ADAPTER_WEIGHTS
     if not file.is_file():
         file = folder / _OLD_WEIGHTS
@@ -72,23 +72,6 @@ def read_saved_adapter(folder: str | Path) -> SavedAdapter:
     if not own:
         raise ValueError(f"{file} holds no LoRA tensors; wanted the adapter that finetune.py saved")
     return SavedAdapter(config, own, copies)
-
-
-def _config(folder: Path) -> LoraConfig:
-    if not (folder / ADAPTER_CONFIG).is_file():
-        raise ValueError(f"no {ADAPTER_CONFIG} in {folder}; wanted the adapter folder that finetune.py saved")
-    try:
-        config = LoraConfig.from_pretrained(str(folder))
-    except Exception as error:  # PEFT raises whatever a wrong field leads to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{folder / ADAPTER_CONFIG} is no LoRA configuration ({reason})") from error
-    if not isinstance(config, LoraConfig):
-        kind = getattr(config, "peft_type", None)
-        raise ValueError(f"{folder / ADAPTER_CONFIG} is of type {kind}; only LoRA adapters are read")
-    if not all(isinstance(number, int | float) and number > 0 for number in (config.r, config.lora_alpha)):
-        got = f"r {config.r!r} and lora_alpha {config.lora_alpha!r}"
-        raise ValueError(f"{folder / ADAPTER_CONFIG} has {got}; wanted numbers above 0")
-    return config
 
 
 def idle_modules(base: OpenVLA) -> set[str]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vla_adapt.adaptation.bundle import Bundle, find_bundles
+from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.bundle_manifest import find_bundles
 from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec
 from vla_adapt.resources import base_dir
 from vla_adapt.suggest import parse_yaml, validate_model

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from vla_adapt import cli
 
@@ -44,13 +47,19 @@ def test_unknown_robot_is_one_line(run):
     assert "did you mean 'franka_panda'" in err
 
 
-@pytest.mark.parametrize(
-    "verb", ["robots", "data", "adapters", "train", "evaluate", "serve", "report", "sim"]
-)
-def test_every_verb_helps_with_an_example(run, verb: str):
-    code, out, _ = run(verb, "--help")
+def verbs(group: Any, *before: str) -> list[tuple[str, ...]]:
+    """All that can be typed after `vla-adapt`, groups too."""
+    found = [before] if before else []
+    for name, command in getattr(group, "commands", {}).items():
+        found += verbs(command, *before, name)
+    return found
+
+
+@pytest.mark.parametrize("words", verbs(typer.main.get_command(cli.app)), ids=" ".join)
+def test_every_verb_helps_with_an_example(run, words: tuple[str, ...]):
+    code, out, _ = run(*words, "--help")
     assert code == 0
-    assert "xample" in out or verb in ("report",)
+    assert f"vla-adapt {words[0]}" in " ".join(out.partition("xample")[2].split())
 
 
 def test_data_index_and_stats(run, two_robot_data: dict[str, Path], tmp_path: Path):
@@ -117,13 +126,6 @@ def test_data_convert(run, two_robot_data: dict[str, Path], tmp_path: Path):
     assert "3 episodes, 21 steps, ur5e" in run("data", "index", tmp_path / "out")[1]
 
 
-@pytest.mark.parametrize("verb", ["index", "doctor", "inspect", "stats", "convert"])
-def test_every_data_verb_helps_with_an_example(run, verb: str):
-    code, out, _ = run("data", verb, "--help")
-    assert code == 0
-    assert "xample" in out
-
-
 def test_tables_and_report(run, finished_run: Path, tmp_path: Path):
     folder = shutil.copytree(finished_run, tmp_path / "run")
     code, out, _ = run("evaluate", "--run", folder)
@@ -149,6 +151,36 @@ def test_probe_mistakes(run, finished_run: Path):
     assert (code, "5 folds" in err, err.count("\n")) == (2, True, 1)
     code, _, err = run("evaluate", "--probe", "--closed-loop", "--run", finished_run)
     assert (code, "one after the other" in err) == (2, True)
+    code, _, err = run("evaluate", "--probe", "--run", finished_run, "--device", "gpu")
+    assert (code, "device 'gpu' cannot be used here" in err, err.count("\n")) == (2, True, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--run", "r", "--windows", "9"], "--windows has no effect with --run alone"),
+        (["--run", "r", "--probe", "--episodes", "9"], "--episodes has no effect with --probe"),
+        (["--closed-loop", "--run", "r"], "--run has no effect with --closed-loop"),
+        (["--closed-loop", "--token-file", "gone"], "token file gone: cannot be read"),
+        (["--closed-loop", "--append"], "--append adds to the file of --out; name it"),
+    ],
+)
+def test_evaluate_reads_every_option_that_it_takes(run, words: list[str], told: str):
+    code, _, err = run("evaluate", *words)
+    assert (code, told in err, err.count("\n")) == (2, True, 1)
+
+
+def test_an_extra_that_is_not_installed_is_named(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("uvicorn", "vla_adapt.serving.server", "vla_adapt.serving.lingering"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    code, _, err = run("serve", "--adapters", tmp_path)
+    assert (code, err) == (2, "vla-adapt: uvicorn is not installed; pip install 'vla_adapt[serve]'\n")
+
+
+def test_what_the_system_refuses_is_one_line(run, finished_run: Path, tmp_path: Path):
+    code, _, err = run("report", finished_run, "--out", tmp_path)
+    assert (code, str(tmp_path) in err, err.count("\n")) == (2, True, 1)
 
 
 def test_missing_things_are_named(run, tmp_path: Path):

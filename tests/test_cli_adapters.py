@@ -46,13 +46,6 @@ def test_list_show_and_verify(run, finished_run: Path, random_base: Path, tmp_pa
     assert out.count("golden pair replayed") == 1
 
 
-@pytest.mark.parametrize("verb", ["merge", "export", "import", "push"])
-def test_every_verb_helps_with_an_example(run, verb: str):
-    code, out, _ = run("adapters", verb, "--help")
-    assert code == 0
-    assert "Example: vla-adapt adapters" in " ".join(out.split())
-
-
 def test_merge(run, bundle: Path, random_base: Path, tmp_path: Path):
     words = ("adapters", "merge", bundle, "--base", random_base, "--out", tmp_path / "m")
     code, out, _ = run(*words)
@@ -90,6 +83,21 @@ def test_export_to_the_original_and_import_again(run, bundle: Path, random_base:
     assert (code, "pass --overwrite" in err, err.count("\n")) == (2, True, 1)
     code, _, err = run(*words, "--robot", "ur5e", "--overwrite", "--statistics", tmp_path / "none.json")
     assert (code, "no statistics file" in err, err.count("\n")) == (2, True, 1)
+
+
+def test_warm_start_writes_over_nothing_unasked(run, bundle: Path, tmp_path: Path):
+    words = ("adapters", "warm-start", bundle, "--from", "a", "--to", "b", "--out")
+    code, _, err = run(*words, bundle)
+    assert (code, "exists; choose another folder, or pass --overwrite" in err, err.count("\n")) == (
+        2,
+        True,
+        1,
+    )
+    code, _, err = run(*words, tmp_path, "--overwrite")
+    assert "a: no such dataset" in err  # an empty folder is free
+    (tmp_path / "thesis.txt").write_text("years of work")
+    code, _, err = run(*words, tmp_path, "--overwrite")
+    assert (code, "holds no bundle.json, so it is not replaced" in err) == (2, True)
 
 
 def test_push_dry_run_lists_files_and_sends_nothing(run, bundle: Path, monkeypatch: pytest.MonkeyPatch):

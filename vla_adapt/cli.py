@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adapt OpenVLA to your robots; serve them all.",
 )
+
+
+# Modules that verbs import and a plain installation lacks, with the extra that brings them.
+_EXTRAS = {"uvicorn": "serve", "starlette": "serve"}
+# What `evaluate` reads in two of its modes.
+_CLOSED_LOOP = (
+    "url", "robot", "episodes", "seed", "execute", "workers", "label", "token_file", "out", "append",
+)  # fmt: skip
+_PROBE = ("run", "windows", "folds", "device")
 
 
 class ListByDefault(TyperGroup):
@@ -51,7 +62,15 @@ def main() -> None:
     """Run the command; mistakes of use end in one line and exit code 2, not in a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        print(
+            f"vla-adapt: {error.name} is not installed; pip install 'vla_adapt[{_EXTRAS[error.name]}]'",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
+    except (ValueError, OSError) as error:
         print(f"vla-adapt: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -104,6 +123,7 @@ def serve(
     import torch
 
     from vla_adapt.adaptation.bank import Bank
+    from vla_adapt.policy.device import usable_device
     from vla_adapt.policy.openvla import OpenVLA
     from vla_adapt.resources import base_dir
     from vla_adapt.serving.access import read_token
@@ -112,7 +132,7 @@ def serve(
     if threads:
         torch.set_num_threads(threads)
     token = read_token(token_file) if token_file else None
-    model = OpenVLA.from_pretrained(base_dir(base), device=_device(device)).eval()
+    model = OpenVLA.from_pretrained(base_dir(base), device=usable_device(device)).eval()
     bank = Bank.open(model, adapters, progress=print)
 
     run_server(bank, host, port, token=token, ready_file=ready_file)
@@ -127,14 +147,14 @@ def evaluate(
     robot: Annotated[
         list[str] | None, typer.Option(help="robots to drive (repeatable); default: all served")
     ] = None,
-    episodes: int = 20,
+    episodes: Annotated[int, typer.Option(min=1, help="per robot")] = 20,
     seed: Annotated[int, typer.Option(help="first episode seed; evaluation seeds start at 9001")] = 9001,
-    execute: Annotated[int, typer.Option(help="actions executed of each chunk")] = 4,
-    workers: int = 2,
-    label: str = "",
-    token_file: Path | None = None,
+    execute: Annotated[int, typer.Option(min=1, help="actions executed of each chunk")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="simulators at a time")] = 2,
+    label: Annotated[str, typer.Option(help="what the results are called in a report")] = "",
+    token_file: Annotated[Path | None, typer.Option(help="file holding the server's token")] = None,
     out: Annotated[Path | None, typer.Option(help="JSON of the results; camera strips go beside it")] = None,
-    append: Annotated[bool, typer.Option(help="add to OUT instead of replacing it")] = False,
+    append: Annotated[bool, typer.Option("--append", help="add to OUT instead of replacing it")] = False,
     run: Annotated[Path | None, typer.Option(help="a run folder; alone: prints its held-out table")] = None,
     probe: Annotated[
         bool, typer.Option("--probe", help="with --run: can the robot be told from the policy's features?")
@@ -150,40 +170,26 @@ def evaluate(
 
     Example: vla-adapt evaluate --probe --run runs/quickstart
     """
-    if not closed_loop:
-        if run is None:
-            raise ValueError(
-                "evaluate wants --closed-loop (drives a server), --run RUN_DIR (open-loop table) or "
-                "--probe --run RUN_DIR (robots told from features)"
-            )
-        if probe:
-            _probe(run, windows, folds, device)
-        else:
-            _print_open_loop(run)
-        return
-    if probe:
+    given = {name for name, value in locals().items() if value != _default(evaluate, name)}
+    if closed_loop and probe:
         raise ValueError("got --probe and --closed-loop; run them one after the other")
-    from vla_adapt.evaluation.closed_loop import closed_loop as drive
-    from vla_adapt.evaluation.closed_loop import load_results, save_results, served_robots
-
-    token = token_file.read_text().strip() if token_file else None
-    results = load_results(out) if append and out and out.is_file() else []
-    for name in robot or served_robots(url, token=token):
-        with Progress(
-            TextColumn(f"{name:16s}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[won]} succeeded"), TimeElapsedColumn(), console=console,
-        ) as bar:  # fmt: skip
-            task = bar.add_task("", total=episodes, won=0)
-            result = drive(
-                name, url, episodes, seed=seed, execute=execute, workers=workers, label=label, token=token,
-                frames_dir=out.parent / "frames" if out else None,
-                progress=lambda done, won, bar=bar, task=task: bar.update(task, completed=done, won=won),
-            )  # fmt: skip
-        results.append(result)
-        mean = sum(result.steps) / len(result.steps)
-        print(f"{name} {label}: {result.text()} (95 % Wilson), mean {mean:.0f} steps")
-        if out:
-            save_results(results, out)
+    if closed_loop:
+        _refuse_unread(given - {"closed_loop", *_CLOSED_LOOP}, "--closed-loop")
+        if append and out is None:
+            raise ValueError("--append adds to the file of --out; name it")
+        _drive(robot, url, episodes, seed, execute, workers, label, token_file, out, append)
+        return
+    if run is None:
+        raise ValueError(
+            "evaluate wants --closed-loop (drives a server), --run RUN_DIR (open-loop table) or "
+            "--probe --run RUN_DIR (robots told from features)"
+        )
+    if probe:
+        _refuse_unread(given - {"probe", *_PROBE}, "--probe")
+        _probe(run, windows, folds, device)
+    else:
+        _refuse_unread(given - {"run"}, "--run alone")
+        _print_open_loop(run)
 
 
 @app.command()
@@ -209,10 +215,10 @@ def sim_record(
     out: Annotated[
         Path, typer.Option(help="folder that holds datasets; ROBOT_sim/1.0.0 is written in it (RLDS)")
     ],
-    episodes: Annotated[int, typer.Option(help="training episodes")] = 46,
-    held_out: Annotated[int, typer.Option(help="episodes of the val split")] = 6,
+    episodes: Annotated[int, typer.Option(min=1, help="training episodes")] = 46,
+    held_out: Annotated[int, typer.Option(min=0, help="episodes of the val split")] = 6,
     seed: int = 0,
-    workers: int = 2,
+    workers: Annotated[int, typer.Option(min=1, help="simulators at a time")] = 2,
     noise: Annotated[bool, typer.Option(help="perturb what is executed; labels stay clean")] = True,
     slips: Annotated[
         bool, typer.Option(help="with noise: grippers slip too, so that retries are recorded")
@@ -233,15 +239,62 @@ def sim_record(
     print(f"{result.path}: {sum(result.episodes.values())} episodes, {result.steps} steps ({state})")
 
 
+def _default(verb: Callable[..., None], option: str) -> Any:
+    return signature(verb).parameters[option].default
+
+
+def _refuse_unread(options: set[str], mode: str) -> None:
+    """Raise ValueError for an option that was given and that `mode` does not read."""
+    if options:
+        name = min(options).replace("_", "-")
+        raise ValueError(f"--{name} has no effect with {mode}; leave it out")
+
+
+def _drive(
+    robots: list[str] | None,
+    url: str,
+    episodes: int,
+    seed: int,
+    execute: int,
+    workers: int,
+    label: str,
+    token_file: Path | None,
+    out: Path | None,
+    append: bool,
+) -> None:
+    from vla_adapt.evaluation.closed_loop import closed_loop, load_results, save_results, served_robots
+    from vla_adapt.serving.access import read_token
+
+    token = read_token(token_file) if token_file else None
+    results = load_results(out) if append and out and out.is_file() else []
+    for name in robots or served_robots(url, token=token):
+        with Progress(
+            TextColumn(f"{name:16s}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[won]} succeeded"), TimeElapsedColumn(), console=console,
+        ) as bar:  # fmt: skip
+            task = bar.add_task("", total=episodes, won=0)
+            result = closed_loop(
+                name, url, episodes, seed=seed, execute=execute, workers=workers, label=label, token=token,
+                frames_dir=out.parent / "frames" if out else None,
+                progress=lambda done, won, bar=bar, task=task: bar.update(task, completed=done, won=won),
+            )  # fmt: skip
+        results.append(result)
+        mean = sum(result.steps) / len(result.steps)
+        print(f"{name} {label}: {result.text()} (95 % Wilson), mean {mean:.0f} steps")
+        if out:
+            save_results(results, out)
+
+
 def _probe(run: Path, windows: int, folds: int, device: str) -> None:
     from vla_adapt.evaluation.probe_report import HEAD, probe_notes, probe_rows
     from vla_adapt.evaluation.probe_run import PROBE_JSON, PROBE_PICTURE, probe_run
     from vla_adapt.evaluation.run_folder import RunFolder
     from vla_adapt.invariance.probe import ProbeConfig
+    from vla_adapt.policy.device import usable_device
 
     opened = RunFolder.open(run)
     with console.status(f"probing {run}"):
-        found = probe_run(opened, windows, ProbeConfig(folds=folds), _device(device))
+        found = probe_run(opened, windows, ProbeConfig(folds=folds), usable_device(device))
     table = Table(*HEAD, title="can the robot be told from the features?")
     for row in probe_rows(found):
         table.add_row(*row)
@@ -249,12 +302,6 @@ def _probe(run: Path, windows: int, folds: int, device: str) -> None:
     for note in probe_notes(found):
         print(note)
     print(f"wrote {run / PROBE_JSON} and {run / PROBE_PICTURE}")
-
-
-def _device(name: str) -> str:
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _print_open_loop(run: Path) -> None:

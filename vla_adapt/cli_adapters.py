@@ -150,7 +150,7 @@ def adapters_merge(
     check_dtype: Annotated[
         str, typer.Option(help="number type both models run in for the check; bfloat16 halves the memory")
     ] = "float32",
-    device: Annotated[str, typer.Option(help="where they run: cpu, cuda, ...")] = "cpu",
+    device: Annotated[str, typer.Option(help="where they run: cpu, cuda, ... or auto")] = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
     """Merge one robot's adapter into a full checkpoint in the original Hugging Face layout, and check it.
@@ -158,12 +158,14 @@ def adapters_merge(
     Example: vla-adapt adapters merge runs/x/bundles/ur5e --base openvla-7b --out merged/ur5e
     """
     from vla_adapt.adaptation.merge import DTYPES, merge_bundle
+    from vla_adapt.policy.device import usable_device
     from vla_adapt.resources import base_dir
 
     with _progress() as advance:
         report = merge_bundle(
             bundle, base_dir(base), out, dtype=_choice("--dtype", dtype, DTYPES) if dtype else None,
-            tolerance=tolerance, check_dtype=_choice("--check-dtype", check_dtype, DTYPES), device=device,
+            tolerance=tolerance, check_dtype=_choice("--check-dtype", check_dtype, DTYPES),
+            device=usable_device(device),
             overwrite=overwrite, progress=advance,
         )  # fmt: skip
     kind = str(report.dtype).removeprefix("torch.")

@@ -11,12 +11,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import ProxyHandler
 
 import numpy as np
 from PIL import Image
 
 from vla_adapt.evaluation.interval import rate_text, wilson
-from vla_adapt.serving.client import Client
+from vla_adapt.serving.client import Client, RobotServerError, is_local
+from vla_adapt.serving.protocol import parse_error
 from vla_adapt.sim.make_world import make_world
 from vla_adapt.sim.rollout import rollout
 
@@ -99,14 +102,39 @@ def closed_loop(
         execute: how many actions of each chunk are executed before the next observation is sent.
         frames_dir: where to leave a strip of camera frames of the first episode.
         progress: called with (episodes done, successes).
+
+    Raises:
+        ValueError: the server is not there, refuses or fails, or the robot is not simulated.
     """
-    seeds = tuple(range(seed, seed + episodes))
+    try:
+        Client(url, robot=robot, token=token).close()  # told before worlds are built, which takes seconds
+        seeds = range(seed, seed + episodes)
+        found = _outcomes(robot, url, seeds, execute, workers, token, frames_dir, progress)
+    except RobotServerError as error:
+        raise ValueError(f"{robot}: {error}") from error
+    return ClosedLoopResult(
+        robot=robot, label=label, episodes=episodes, successes=sum(won for _, won, _, _ in found), seed=seed,
+        outcomes=[outcome[1] for outcome in found], steps=[outcome[2] for outcome in found],
+        seconds=sum(outcome[3] for outcome in found),
+    )  # fmt: skip
+
+
+def _outcomes(
+    robot: str,
+    url: str,
+    seeds: range,
+    execute: int,
+    workers: int,
+    token: str | None,
+    frames_dir: str | Path | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[tuple[int, bool, int, float]]:
+    """`run_trial` of all seeds, in their order, by worker processes."""
     frames = str(frames_dir) if frames_dir else None
-    workers = max(1, min(workers, episodes))
-    shares = [seeds[share::workers] for share in range(workers)]
+    workers = max(1, min(workers, len(seeds)))
     trials = [
-        Trial(robot, url, token, share, execute, frames if index == 0 else None)
-        for index, share in enumerate(shares)
+        Trial(robot, url, token, tuple(seeds[share::workers]), execute, frames if share == 0 else None)
+        for share in range(workers)
     ]
     found: list[tuple[int, bool, int, float]] = []
     context = multiprocessing.get_context("spawn")
@@ -115,26 +143,25 @@ def closed_loop(
             found += future.result()
             if progress:
                 progress(len(found), sum(outcome[1] for outcome in found))
-    found.sort()
-    return ClosedLoopResult(
-        robot=robot, label=label, episodes=episodes, successes=sum(won for _, won, _, _ in found), seed=seed,
-        outcomes=[outcome[1] for outcome in found], steps=[outcome[2] for outcome in found],
-        seconds=sum(outcome[3] for outcome in found),
-    )  # fmt: skip
+    return sorted(found)
 
 
 def served_robots(url: str, token: str | None = None) -> list[str]:
     """Names of the robots the server at `url` serves (`GET /v1/robots`).
 
     Raises:
-        ValueError: nobody answers there, or not as our server does.
+        ValueError: nobody answers there, or not as our server does, or it wants (another) token.
     """
     request = urllib.request.Request(f"{url.rstrip('/')}/v1/robots")
     if token:
         request.add_header("Authorization", f"Bearer {token}")
+    proxies = ProxyHandler({}) if is_local(url) else ProxyHandler()
     try:
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.build_opener(proxies).open(request, timeout=10) as reply:
             return list(json.load(reply)["robots"])
+    except HTTPError as error:
+        code, message = parse_error(error.read().decode("utf-8", "replace"))
+        raise ValueError(f"the server at {url} refuses ({code}: {message})") from error
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"no policy server answers at {url} ({error}); start it with vla-adapt serve"

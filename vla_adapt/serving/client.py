@@ -162,7 +162,7 @@ class Client:
                     max_size=MAX_MESSAGE_BYTES,
                     open_timeout=self.timeout_s,
                     close_timeout=1.0,
-                    proxy=None if _is_local(self.url) else True,
+                    proxy=None if is_local(self.url) else True,
                 )
             )
             self.metadata = self._decode(connection.recv(timeout=self.timeout_s))
@@ -238,7 +238,7 @@ def _limit_sending(connection: socket.socket, seconds: float | int) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
-def _is_local(url: str) -> bool:
+def is_local(url: str) -> bool:
     """Whether `url` is on this machine; then a proxy from the environment must not be asked."""
     host = urlsplit(url).hostname or ""
     with contextlib.suppress(ValueError):

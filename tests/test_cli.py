@@ -178,6 +178,12 @@ def test_an_extra_that_is_not_installed_is_named(run, tmp_path: Path, monkeypatc
     assert (code, err) == (2, "vla-adapt: uvicorn is not installed; pip install 'vla_adapt[serve]'\n")
 
 
+def test_a_run_that_held_nothing_out_says_so(run, tmp_path: Path):
+    (tmp_path / "open_loop.json").write_text("[]")
+    code, _, err = run("evaluate", "--run", tmp_path)
+    assert (code, "held no episodes out" in err, err.count("\n")) == (2, True, 1)
+
+
 def test_what_the_system_refuses_is_one_line(run, finished_run: Path, tmp_path: Path):
     code, _, err = run("report", finished_run, "--out", tmp_path)
     assert (code, str(tmp_path) in err, err.count("\n")) == (2, True, 1)

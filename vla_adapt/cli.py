@@ -305,16 +305,21 @@ def _probe(run: Path, windows: int, folds: int, device: str) -> None:
 
 
 def _print_open_loop(run: Path) -> None:
+    from vla_adapt.evaluation.mean_ratio import mean_ratio
+
     file = run / "open_loop.json"
     if not file.is_file():
         raise ValueError(f"{run} has no open_loop.json; it is written when scripts/finetune.py ends")
+    rows = json.loads(file.read_text())
+    if not rows:
+        raise ValueError(f"{run} held no episodes out, so no error was measured; give its data a val split")
     table = Table(
         "robot", "windows", "error", "predict-the-mean", "ratio", title="open loop, held-out episodes"
     )
-    for row in json.loads(file.read_text()):
+    for row in rows:
         table.add_row(
             row["robot"], str(row["windows"]), f"{row['error']:.3f}", f"{row['baseline_error']:.3f}",
-            f"{row['error'] / row['baseline_error']:.2f}",
+            f"{mean_ratio(row):.2f}",
         )  # fmt: skip
     console.print(table)
 

@@ -31,6 +31,15 @@ def test_ids_start_with_bos_end_with_the_empty_token_and_pad_right(tiny_dir):
         assert (ids[row, : length - 1] != tokenizer.empty_token_id).all()
 
 
+def test_ever_new_prompts_are_not_all_kept(tiny_dir, monkeypatch):
+    monkeypatch.setattr("vla_adapt.policy.prompt._KEPT_IDS", 100)
+    tokenizer = PromptTokenizer.from_pretrained(tiny_dir)
+    texts = [f"lift cube number {number}" for number in range(50)]
+    first = [tokenizer.ids(text) for text in texts]
+    assert 0 < sum(map(len, tokenizer._known.values())) <= 100
+    assert [tokenizer.ids(text) for text in texts] == first
+
+
 def test_a_folder_without_tokenizer_is_refused(parity):
     with pytest.raises(ValueError, match=r"no tokenizer\.json"):
         PromptTokenizer.from_pretrained(parity.directory)

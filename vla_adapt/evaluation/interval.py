@@ -27,11 +27,6 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
     return score_interval(successes / trials, trials, z)
 
 
-def overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
-    """Whether two intervals share a point."""
-    return first[0] <= second[1] and second[0] <= first[1]
-
-
 def rate_text(successes: int, trials: int) -> str:
     """`17/20 = 85 % [64, 95]`: a rate never without its interval."""
     low, high = wilson(successes, trials)

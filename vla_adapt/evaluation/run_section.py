@@ -9,6 +9,7 @@ from typing import Any
 from vla_adapt.evaluation.drawn_episodes import DrawnEpisode
 from vla_adapt.evaluation.drawn_picture import episode_picture
 from vla_adapt.evaluation.html_parts import embed, embed_figure, folded, table
+from vla_adapt.evaluation.mean_ratio import mean_ratio
 from vla_adapt.evaluation.probe_report import HEAD, probe_notes, probe_rows
 from vla_adapt.evaluation.probe_run import PROBE_PICTURE, RunProbe
 from vla_adapt.evaluation.run_curves import training_picture, validation_picture
@@ -53,7 +54,7 @@ def robot_table(run: RunFacts) -> str:
 
 def verdict(row: dict[str, Any]) -> str:
     """Error over that of predicting the mean, green under 1."""
-    ratio = row["error"] / row["baseline_error"]
+    ratio = mean_ratio(row)
     return f"<span class={'good' if ratio < 1 else 'bad'}>{ratio:.2f}</span>"
 
 

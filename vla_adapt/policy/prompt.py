@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from vla_adapt.policy.configuration import OpenVLAConfig
 
-EMPTY_TOKEN = "\u2581"  # the lone word-boundary piece that Llama's tokenizer puts before action tokens
+_KEPT_IDS = 2_000_000  # of known prompts, some 70 MB: a server may be asked ever new ones
 
 
 def prompt_text(instruction: Any) -> str:
@@ -42,6 +42,7 @@ class PromptTokenizer:
         self.empty_token_id = empty_token_id
         self.pad_token_id = pad_token_id
         self._known: dict[str, list[int]] = {}
+        self._room = _KEPT_IDS
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> PromptTokenizer:
@@ -64,7 +65,8 @@ class PromptTokenizer:
                 known = [self.bos_token_id, *known]
             if known[-1] != self.empty_token_id:
                 known = [*known, self.empty_token_id]
-            if len(self._known) < 100_000:
+            if len(known) <= self._room:
+                self._room -= len(known)
                 self._known[instruction] = known
         return known
 

@@ -43,7 +43,9 @@ def test_by_default_the_splits_as_they_are(many: Path) -> None:
     assert names(part.train) == names(open_dataset(many))
     assert names(part.held_out) == names(open_dataset(many, split="val"))
     assert open_source(Source(path=str(many), held_out_split="")).held_out is None
-    with pytest.raises(ValueError, match=r"held_out_split: .*an empty one holds nothing out"):
+    with pytest.raises(
+        ValueError, match=r"held_out_split: .*an empty one holds nothing out, `held_out: 0.1`"
+    ):
         open_source(Source(path=str(many), held_out_split="vall"))
 
 

@@ -161,7 +161,10 @@ def _judged(source: Source) -> EpisodeDataset | None:
     try:
         return _chosen(_open(source, source.judged_split), source.filter.without_ids())[0]
     except ValueError as error:
-        raise ValueError(f"held_out_split: {error}; an empty one holds nothing out") from None
+        raise ValueError(
+            f"held_out_split: {error}; an empty one holds nothing out, `held_out: 0.1` beside the path "
+            f"(--set mixture.0.held_out=0.1) a tenth of the episodes of '{source.split}'"
+        ) from None
 
 
 def _chosen(dataset: EpisodeDataset, wanted: EpisodeFilter) -> tuple[EpisodeDataset, list[str]]:

@@ -61,6 +61,7 @@ def test_good_text_loads() -> None:
         ("steps: 3\nmany: [{}, {rat: 2}]", "unknown key 'rat' in many[1]; did you mean 'rate'?"),
         ("steps: 3\nnamed: {slow: {rte: 2}}", "unknown key 'rte' in named.slow; did you mean 'rate'?"),
         ("steps: 3\ntagged: {kind: cosine, warmupp: 2}", "did you mean 'warmup'?"),
+        ("steps: 3\ntagged: {kind: cosinus}", "tagged: got kind 'cosinus'; did you mean 'cosine'?"),
         ("many: []", "missing key 'steps'"),
         ("steps: many", "steps: got 'many'"),
         ("steps: 3\nmany: [{rate: -1}]", "many[0].rate: got -1"),

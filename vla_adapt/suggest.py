@@ -100,6 +100,10 @@ def _explain(model_cls: type[BaseModel], detail: dict[str, Any]) -> str:
         choices = [part.strip(" '") for part in context["expected"].replace(" or ", ",").split(",")]
         near = did_you_mean(detail["input"], choices)
         return f"{prefix}got {detail['input']!r}, wanted {context['expected']}; {near}"
+    if kind == "union_tag_invalid":
+        tags = [part.strip(" '") for part in context["expected_tags"].split(",")]
+        key = context["discriminator"].strip("'")
+        return f"{prefix}got {key} {context['tag']!r}; {did_you_mean(context['tag'], tags)}"
     if kind == "value_error":
         return f"{prefix}{message}"
     shown = repr(detail["input"])

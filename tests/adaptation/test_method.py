@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,20 @@ def test_the_shared_adapter_is_of_every_robot_but_not_of_the_bare_base(model: Op
 def test_robots_that_no_adapter_can_be_named_after_are_refused(model: OpenVLA, robots: list[str]):
     with pytest.raises(ValueError, match="cannot be called"):
         Lora().prepare(model, robots)
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ("all_liner", "did you mean 'all_linear'?"),
+        ("q_proj", "whole names"),
+        (".*(", "no regular expression"),
+    ],
+)
+def test_targets_that_can_match_no_module_are_refused(targets: str, told: str):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Lora(targets=targets)
+    assert Lora(targets=r".*\.q_proj").targets == r".*\.q_proj"
 
 
 @pytest.mark.parametrize(("method", "trains"), [(Frozen(), False), (Nothing(), False), (Full(), True)])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Literal
 
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import nn
 
 from vla_adapt.adaptation.adapter_name import SHARED, check_adapter_names
 from vla_adapt.adaptation.method_contract import AdaptationMethod
 from vla_adapt.adaptation.routed import routed
 from vla_adapt.policy.openvla import OpenVLA
+from vla_adapt.suggest import did_you_mean
 
 ATTENTION = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj)"
 ALL_LINEAR = r".*\.(q_proj|k_proj|v_proj|o_proj|out_proj|gate_proj|up_proj|down_proj|fc1|fc2|fc3)"
@@ -44,6 +46,22 @@ class Lora(AdaptationMethod):
     rslora: bool = False
     targets: str = "attention"
     shared: SharedLora | None = None
+
+    @field_validator("targets")
+    @classmethod
+    def _some_modules(cls, targets: str) -> str:
+        if targets in TARGETS:
+            return targets
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise ValueError(f"got '{targets}', which is no regular expression ({error})") from None
+        if targets.isidentifier():
+            raise ValueError(
+                f"got '{targets}'; {did_you_mean(targets, TARGETS)} A regular expression has to match whole "
+                rf"names of modules, e.g. .*\.(q_proj|v_proj)"
+            )
+        return targets
 
     def prepare(self, model: OpenVLA, robots: list[str]) -> None:
         """Inject the adapters; `routed.route` then sends rows through them.

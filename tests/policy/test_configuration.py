@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,16 @@ def test_a_folder_without_or_with_a_broken_config_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         OpenVLAConfig.from_pretrained(tmp_path)
+
+
+def test_a_name_on_the_hub_is_answered_with_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"hf download openvla/openvla-7b --local-dir DIR, then DIR"):
+        OpenVLAConfig.from_pretrained("openvla/openvla-7b")
+    Path("here/it").mkdir(parents=True)
+    for folder in ("here/it", "/no/such/folder", "tiny"):
+        with pytest.raises(ValueError, match=r"wanted an OpenVLA checkpoint folder$"):
+            OpenVLAConfig.from_pretrained(folder)
 
 
 def test_head_count_that_cannot_be_told_asks_for_the_explicit_field():

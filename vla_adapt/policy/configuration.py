@@ -55,6 +55,13 @@ _TOWER_PREFIXES = ("vision_backbone.featurizer", "vision_backbone.fused_featuriz
 _EMPTY_TOKEN_ID = 29871  # the lone word-boundary piece of Llama's vocabulary
 
 
+def _download(name: str) -> str:
+    """What to do with a name that is no folder here, but may be a repository of the Hub."""
+    if Path(name).exists() or not re.fullmatch(r"[\w-]+/[\w.-]+", name):
+        return ""
+    return f". If that is a repository of the Hugging Face Hub: hf download {name} --local-dir DIR, then DIR"
+
+
 @dataclass(frozen=True)
 class TowerShape:
     """Sizes of one vision tower; `depth` counts all blocks of the layout, the last of which never runs."""
@@ -114,7 +121,8 @@ class OpenVLAConfig:
         """Read `config.json` of a checkpoint folder."""
         path = Path(directory) / "config.json"
         if not path.is_file():
-            raise ValueError(f"no config.json in {directory}; wanted an OpenVLA checkpoint folder")
+            hint = _download(str(directory))
+            raise ValueError(f"no config.json in {directory}; wanted an OpenVLA checkpoint folder{hint}")
         try:
             return cls(json.loads(path.read_text()))
         except json.JSONDecodeError as error:

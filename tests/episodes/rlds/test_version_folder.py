@@ -58,3 +58,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     for find in (find_version_folder, lambda path: found(path)[1]):
         with pytest.raises(ValueError, match=r"no features\.json here or below"):
             find(tmp_path)
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("hello")
+    with pytest.raises(ValueError, match=r"README\.md is a file of no known format; wanted a dataset folder"):
+        find_version_folder(tmp_path / "README.md")

@@ -20,6 +20,8 @@ def find_version_folder(path: Path) -> Path:
     Raises:
         ValueError: none found, or several to choose from (lists them).
     """
+    if path.is_file():
+        raise ValueError(f"{path} is a file of no known format; wanted a dataset folder or an HDF5 file")
     if not path.is_dir():
         near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, near)

@@ -16,7 +16,9 @@ class FolderAside:
 
     def __init__(self, target: Path, overwrite: bool = False):
         if target.exists() and not overwrite:
-            raise ValueError(f"{target} exists; choose another folder, or pass overwrite=True")
+            raise ValueError(
+                f"{target} exists; choose another folder, or remove it (in Python: overwrite=True)"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         self.target = target
         self._overwrite = overwrite

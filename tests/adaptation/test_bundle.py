@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.bundle import Bundle, Golden
 from vla_adapt.adaptation.method import activate
 from vla_adapt.adaptation.robot_policy import ObservationConfig
 from vla_adapt.policy.openvla import OpenVLA
@@ -43,6 +43,20 @@ def test_verify_notices_other_weights(bundle_dir: Path, base: OpenVLA):
         base.projector.fc3.weight.mul_(1.5)
     with pytest.raises(ValueError, match=r"differ by .* of the action range"):
         bundle.verify_policy(policy)
+
+
+def test_golden_pairs_are_made_and_replayed_without_tf32(bundle_dir: Path, base: OpenVLA):
+    """Else another kind of GPU, or none, would be taken for other weights."""
+    bundle = Bundle.load(bundle_dir)
+    policy, seen = bundle.attach(base), []
+    base.projector.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert bundle.golden is not None
+    assert torch.backends.cudnn.allow_tf32
+    bundle.verify_policy(policy)
+    golden = bundle.golden
+    Golden.record(policy, golden.image, golden.state, golden.prompt, golden.tolerance)
+    assert seen == [False, False]
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_load_save_round_trip(bundle_dir: Path, base: OpenVLA, tmp_path: Path):

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -77,7 +80,8 @@ class Golden:
     ) -> Golden:
         """What `policy` answers to an observation."""
         asked = Golden(image, state, prompt, np.zeros(0), tolerance, more_images or {})
-        return replace(asked, actions=policy.act(asked.observation(policy.camera)))
+        with _whole_float32():
+            return replace(asked, actions=policy.act(asked.observation(policy.camera)))
 
     @staticmethod
     def load(file: Path) -> Golden:
@@ -226,7 +230,8 @@ class Bundle:
             raise ValueError(
                 f"bundle of '{self.robot}' has no golden pair; it was not finished: train it again"
             )
-        got = policy.act(self.golden.observation(self.observation.camera))
+        with _whole_float32():
+            got = policy.act(self.golden.observation(self.observation.camera))
         difference = policy.difference(got, self.golden.actions)
         if not difference <= self.golden.tolerance:
             raise ValueError(
@@ -245,6 +250,20 @@ class Bundle:
                 f"bundle of '{self.robot}' belongs to base {self.base_fingerprint[:12]}, this base is "
                 f"{str(base.fingerprint)[:12]}: serve it on its own base, or train it on this one"
             )
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Convolutions on a GPU in float32 proper, not in TF32 as is PyTorch's default.
+
+    TF32 alone (emulated) moves golden actions by up to 0.7 of their tolerance.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _portable(config: LoraConfig) -> LoraConfig:

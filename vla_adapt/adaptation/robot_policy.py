@@ -153,12 +153,16 @@ class RobotPolicy:
         """Unified SI actions in half action ranges, clipped to [-1, 1]."""
         return self._normalizers[0].normalize(values)
 
-    def difference(self, first: Float[np.ndarray, "H D"], second: Float[np.ndarray, "H D"]) -> float:
-        """Largest difference of two native chunks, in half action ranges. NaN or another shape: infinity."""
+    def difference(self, first: Float[np.ndarray, "H D"], second: Float[np.ndarray, "K E"]) -> float:
+        """Largest difference of two native chunks, in half action ranges, also far out of these ranges.
+
+        NaN or another shape: infinity.
+        """
         if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all()):
             return float("inf")
-        unified = [self._actions.to_unified(chunk.astype(np.float64))[0] for chunk in (first, second)]
-        return float(np.abs(self.normalize(unified[0]) - self.normalize(unified[1])).max())
+        one, other = (self._actions.to_unified(chunk.astype(np.float64))[0] for chunk in (first, second))
+        normalizer = self._normalizers[0]
+        return float((np.abs(one - other) / normalizer.half_range)[..., normalizer.mask].max())
 
 
 def normalizers(

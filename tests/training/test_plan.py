@@ -12,7 +12,9 @@ import torch
 
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.flop_counter import flop_counter
+from vla_adapt.training.launch_file import Layout
 from vla_adapt.training.loop import collate
+from vla_adapt.training.parallelism import FSDP2
 from vla_adapt.training.plan import make_plan
 from vla_adapt.training.setting import prepare
 
@@ -115,7 +117,7 @@ def test_every_kind_of_run_is_planned(changes: dict[str, Any], make_recipe: Make
 def test_what_saves_memory_saves_it_in_the_plan(make_recipe: MakeRecipe, tmp_path: Path):
     def planned(processes: int = 1, **train: Any) -> dict[str, int]:
         recipe = make_recipe(str(tmp_path), train={**TRAIN, "batch_size": 16, **train})
-        return make_plan(recipe, processes).memory
+        return make_plan(recipe, Layout.of(processes)).memory
 
     whole, parts = planned(), planned(accumulate=4, workers=2)
     assert parts["activations"] < 0.4 * whole["activations"]
@@ -131,9 +133,40 @@ def test_what_saves_memory_saves_it_in_the_plan(make_recipe: MakeRecipe, tmp_pat
     assert small["weights"] < 0.65 * whole["weights"]
 
 
+@pytest.mark.slow
+def test_shards_leave_each_process_its_part(make_recipe: MakeRecipe, tmp_path: Path):
+    def planned(layout: Layout) -> dict[str, int]:
+        recipe = make_recipe(str(tmp_path), train={**TRAIN, "ema": 0.9}, adaptation={"kind": "full"})
+        return make_plan(recipe, layout).memory
+
+    ddp, two, four = planned(Layout.of(2)), planned(Layout(2, FSDP2)), planned(Layout(4, FSDP2))
+    for part in ("weights", "optimizer", "average"):
+        assert 0.5 * ddp[part] < two[part] < 0.6 * ddp[part], "heads stay whole"
+        assert 0.25 * ddp[part] < four[part] < 0.4 * ddp[part]
+    assert two["gradients"] < 0.4 * ddp["gradients"], "and no buckets"
+    assert "gathered" not in ddp
+    kept = planned(Layout(2, FSDP2, gather_twice=False))
+    assert kept["gathered"] > two["gathered"] == four["gathered"] > 0
+
+
+def test_a_way_that_the_run_refuses_is_refused(make_recipe: MakeRecipe, tmp_path: Path):
+    recipe = make_recipe(str(tmp_path), train={**TRAIN, "compile": True})
+    with pytest.raises(ValueError, match=r"'lora' on FSDP2: train.compile: .* never tried with shards"):
+        make_plan(recipe, Layout(2, FSDP2))
+
+
+@pytest.mark.slow
+def test_a_7b_model_in_shards_comes_together_at_the_end(tmp_path: Path):
+    recipe = Recipe.load("openvla_7b_lora", [f"base={tmp_path / 'nowhere'}", "train.batch_size=16"])
+    plan = make_plan(recipe, Layout(16, FSDP2, machines=2), device="cuda")
+    assert plan.memory["weights"] < 1.2e9
+    assert 15e9 < plan.device_total < 20e9, "rank 0 holds all of it, beside its shards"
+    assert any("122.4 GB of a machine's memory" in note for note in plan.notes), plan.notes
+
+
 def test_a_batch_that_cannot_be_split_is_refused(make_recipe: MakeRecipe, tmp_path: Path):
     with pytest.raises(ValueError, match="cannot be split over 3 processes evenly"):
-        make_plan(make_recipe(str(tmp_path)), processes=3)
+        make_plan(make_recipe(str(tmp_path)), Layout.of(3))
 
 
 @pytest.mark.slow
@@ -152,7 +185,7 @@ def test_openvla_7b_is_planned_from_its_sizes_alone(tmp_path: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["lora, batch 2", "lora, batch 8", "full"])
+@pytest.mark.parametrize("case", ["lora, batch 2", "lora, batch 8", "full", "lora, 2 shards"])
 def test_planned_memory_is_within_15_percent_of_measured(case: str, tmp_path: Path):
     """On the GPU where there is one; on the CPU also with a malloc that returns what is freed."""
     spec = importlib.util.spec_from_file_location("bench_plan", ROOT / "scripts" / "bench_plan.py")

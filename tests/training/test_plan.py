@@ -15,7 +15,7 @@ from vla_adapt.training.flop_counter import flop_counter
 from vla_adapt.training.launch_file import Layout
 from vla_adapt.training.loop import collate
 from vla_adapt.training.parallelism import FSDP2
-from vla_adapt.training.plan import make_plan
+from vla_adapt.training.plan import WHOLE_AT_THE_END, _memory, _Step, make_plan
 from vla_adapt.training.setting import prepare
 
 MakeRecipe = Callable[..., Recipe]
@@ -135,33 +135,29 @@ def test_what_saves_memory_saves_it_in_the_plan(make_recipe: MakeRecipe, tmp_pat
 
 @pytest.mark.slow
 def test_shards_leave_each_process_its_part(make_recipe: MakeRecipe, tmp_path: Path):
-    def planned(layout: Layout) -> dict[str, int]:
-        recipe = make_recipe(str(tmp_path), train={**TRAIN, "ema": 0.9}, adaptation={"kind": "full"})
-        return make_plan(recipe, layout).memory
-
-    ddp, two, four = planned(Layout.of(2)), planned(Layout(2, FSDP2)), planned(Layout(4, FSDP2))
+    recipe = make_recipe(str(tmp_path), train={**TRAIN, "ema": 0.9}, adaptation={"kind": "full"})
+    whole, shard = (make_plan(recipe, layout).memory for layout in (Layout.of(4), Layout(4, FSDP2)))
     for part in ("weights", "optimizer", "average"):
-        assert 0.5 * ddp[part] < two[part] < 0.6 * ddp[part], "heads stay whole"
-        assert 0.25 * ddp[part] < four[part] < 0.4 * ddp[part]
-    assert two["gradients"] < 0.4 * ddp["gradients"], "and no buckets"
-    assert "gathered" not in ddp
-    kept = planned(Layout(2, FSDP2, gather_twice=False))
-    assert kept["gathered"] > two["gathered"] == four["gathered"] > 0
+        assert 0.25 * whole[part] < shard[part] < 0.4 * whole[part], "heads stay whole"
+    assert shard["gradients"] < 0.3 * whole["gradients"], "and no buckets"
+    assert shard["activations"] == pytest.approx(whole["activations"], rel=0.2)
+    assert "gathered" in shard.keys() - whole.keys()
+
+
+def test_rank_0_holds_all_of_it_at_the_end(make_recipe: MakeRecipe, tmp_path: Path):
+    recipe = make_recipe(str(tmp_path))
+    learner = prepare(recipe).learner
+    for passing, more in ((10**6, 10**9 - 10**6), (2 * 10**9, None)):
+        step = _Step(weights=10**9, optimizer=0, gradients=0, activations=passing, flops=0, tokens=0)
+        memory = _memory(recipe, learner, step, 0, Layout(2, FSDP2), "cuda")
+        more = None if more is None else more - memory["gathered"]
+        assert memory.get(WHOLE_AT_THE_END) == more
 
 
 def test_a_way_that_the_run_refuses_is_refused(make_recipe: MakeRecipe, tmp_path: Path):
     recipe = make_recipe(str(tmp_path), train={**TRAIN, "compile": True})
     with pytest.raises(ValueError, match=r"'lora' on FSDP2: train.compile: .* never tried with shards"):
         make_plan(recipe, Layout(2, FSDP2))
-
-
-@pytest.mark.slow
-def test_a_7b_model_in_shards_comes_together_at_the_end(tmp_path: Path):
-    recipe = Recipe.load("openvla_7b_lora", [f"base={tmp_path / 'nowhere'}", "train.batch_size=16"])
-    plan = make_plan(recipe, Layout(16, FSDP2, machines=2), device="cuda")
-    assert plan.memory["weights"] < 1.2e9
-    assert 15e9 < plan.device_total < 20e9, "rank 0 holds all of it, beside its shards"
-    assert any("122.4 GB of a machine's memory" in note for note in plan.notes), plan.notes
 
 
 def test_a_batch_that_cannot_be_split_is_refused(make_recipe: MakeRecipe, tmp_path: Path):

@@ -39,6 +39,7 @@ def held(parameter: Any) -> int:
     return own.numel() * own.itemsize
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "world"), [("lora", 2), ("full", 3)])
 def test_weights_and_moments_are_those_of_the_first_rank(
     make_recipe: MakeRecipe, tmp_path: Path, world: int, kind: str
@@ -67,6 +68,8 @@ def test_whole_learners_have_nothing_elsewhere(make_recipe: MakeRecipe, tmp_path
         heads = list(learner.heads.parameters())
         assert sizes.kept(heads) == 1.0
         assert (sizes.all_elsewhere > 0) == (sizes.gathered() > 0) == (way == FSDP2)
+    waiting = ShardSizes(learner, Layout(2, FSDP2, gather_twice=False))
+    assert waiting.gathered() > sizes.gathered()
     trained = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
     assert 0.5 <= sizes.kept(trained) < 0.55
     assert ShardSizes(learner, Layout(2, DDP)).kept(trained) == 1.0

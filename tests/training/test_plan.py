@@ -149,7 +149,8 @@ def test_rank_0_holds_all_of_it_at_the_end(make_recipe: MakeRecipe, tmp_path: Pa
     learner = prepare(recipe).learner
     for passing, more in ((10**6, 10**9 - 10**6), (2 * 10**9, None)):
         step = _Step(weights=10**9, optimizer=0, gradients=0, activations=passing, flops=0, tokens=0)
-        memory = _memory(recipe, learner, step, 0, Layout(2, FSDP2), "cuda")
+        memory = _memory(recipe, learner, step, 5, Layout(2, FSDP2), "cuda")
+        assert memory["batches, copied"] == 10, "that at hand, and the next one"
         more = None if more is None else more - memory["gathered"]
         assert memory.get(WHOLE_AT_THE_END) == more
 

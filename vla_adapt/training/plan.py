@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def device_total(self) -> int:
-        """Bytes of `total` that lie on the device; a GPU leaves batches in the host's memory."""
+        """Bytes of `total` that lie on the device; a GPU leaves batches in the host's memory but two."""
         return self.total - (self.memory["batches"] if self.device == "cuda" else 0)
 
 
@@ -149,6 +149,8 @@ def _memory(
         "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
         "runtime": CUDA_CONTEXT_BYTES if device == "cuda" else _resident_bytes(),
     }
+    if device == "cuda":
+        memory["batches, copied"] = 2 * batch_bytes  # that at hand, and the next one
     if train.ema:
         memory["average"] = int(4 * sum(p.numel() for p in trained) * shards.kept(trained))
     if layout.way == FSDP2:

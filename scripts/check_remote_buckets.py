@@ -1,4 +1,4 @@
-"""The Python part of scripts/check_remote: RLDS in buckets of S3 and of Google Cloud Storage, read as a folder.
+"""The Python part of scripts/check_remote: RLDS in buckets (S3, Google Cloud Storage) read as from a folder.
 
 Both servers run on this machine (moto, gcp-storage-emulator); the clients are what users have (s3fs, gcsfs).
 """

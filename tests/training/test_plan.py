@@ -127,7 +127,7 @@ def test_what_saves_memory_saves_it_in_the_plan(make_recipe: MakeRecipe, tmp_pat
     assert parts["batches"] == 5 * whole["batches"]
     ranks = planned(processes=2)
     assert ranks["activations"] < 0.6 * whole["activations"]
-    assert ranks["gradients"] > whole["gradients"] + 0.49 * whole["optimizer"], "and DDP's copy"
+    assert ranks["gradients"] == pytest.approx(0.5 * whole["optimizer"], rel=0.01), "DDP's buckets stay"
     small = planned(checkpointing=True, precision="bf16")
     assert small["activations"] < 0.6 * whole["activations"]
     assert small["weights"] < 0.65 * whole["weights"]
@@ -139,7 +139,7 @@ def test_shards_leave_each_process_its_part(make_recipe: MakeRecipe, tmp_path: P
     whole, shard = (make_plan(recipe, layout).memory for layout in (Layout.of(4), Layout(4, FSDP2)))
     for part in ("weights", "optimizer", "average"):
         assert 0.25 * whole[part] < shard[part] < 0.4 * whole[part], "heads stay whole"
-    assert shard["gradients"] < 0.3 * whole["gradients"], "and no buckets"
+    assert shard["gradients"] < 0.4 * whole["gradients"]
     assert shard["activations"] == pytest.approx(whole["activations"], rel=0.2)
     assert "gathered" in shard.keys() - whole.keys()
 

@@ -32,7 +32,7 @@ from vla_adapt.training.launch_file import Layout
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import check_split
 from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer, saved_by_8_bits
-from vla_adapt.training.parallelism import FSDP2, ONE, Way, check_way
+from vla_adapt.training.parallelism import DDP, FSDP2, ONE, Way, check_way
 from vla_adapt.training.plan_data import PlanData, look_at_data, plan_batch
 from vla_adapt.training.plan_shards import ShardSizes
 from vla_adapt.training.rehearsal import Rehearsal
@@ -139,10 +139,9 @@ def _memory(
     trained = [parameter for group in learner.groups().values() for parameter in group]
     state = step.optimizer - saved_by_8_bits(train.optimizer, trained)
     quantized = _saved_by_quantizing(learner.model) if isinstance(recipe.adaptation, QLora) else 0
-    in_buckets = layout.processes > 1 and layout.way != FSDP2  # DDP holds gradients once more
     memory = {
         "weights": step.weights - quantized - shards.all_elsewhere,
-        "gradients": step.gradients + (_bytes(trained) if in_buckets else 0),
+        "gradients": step.gradients,
         "optimizer": int(state * shards.kept(trained)),
         "activations": step.activations,
         "batches": batch_bytes * train.accumulate * (1 + PREFETCHED * train.workers),
@@ -153,6 +152,8 @@ def _memory(
         memory["batches, copied"] = 2 * batch_bytes  # that at hand, and the next one
     if train.ema:
         memory["average"] = int(4 * sum(p.numel() for p in trained) * shards.kept(trained))
+    if layout.way == DDP:  # gradients lie in its buckets, which stay; those of earlier passes beside them
+        memory["gradients"] = _bytes(trained) * (1 if train.accumulate == 1 else 2)
     if layout.way == FSDP2:
         memory["gathered"] = shards.gathered()
         memory["allocator"] += memory["gathered"] if memory["allocator"] else 0

@@ -169,7 +169,8 @@ def _notes_on_shards(step: _Step, layout: Layout) -> list[str]:
         return []
     host_gb = step.weights * layout.per_machine / 1e9
     return [
-        f"before its first step each process loads the whole model: {host_gb:.1f} GB of a machine's memory",
+        "before its first step each process loads the whole model; those of a machine take "
+        f"{host_gb:.1f} GB of its memory",
         "after the last one rank 0 puts the model together beside its shards, to judge it and for bundles",
     ]
 

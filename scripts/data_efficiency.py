@@ -1,4 +1,4 @@
-"""How many episodes does a robot need: LoRA on few against training from scratch on many, driven in simulation.
+"""How many episodes a robot needs: LoRA on few against training from scratch on many, driven in simulation.
 
     python scripts/data_efficiency.py                    # the UR5e; about 50 minutes on two idle cores
     python scripts/data_efficiency.py --robot bimanual_panda --starts 50

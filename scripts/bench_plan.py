@@ -3,7 +3,9 @@
 scripts/bench_plan.py [--quick] [--json FILE] [--device cpu|cuda]
 
 On a CPU: the peak of resident memory over what the process had before, with a malloc that returns freed
-blocks (all that the plan counts but "allocator"), and with glibc's default. On a GPU: PyTorch's peak.
+blocks (all that the plan counts but "allocator"), and with glibc's default. On a GPU: PyTorch's peak. Of
+several processes (DDP, FSDP2; gloo on a CPU) that of the largest; what they hold before the first step, when
+the model was whole in each of them, does not count.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,10 +24,14 @@ import torch
 
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.launch import launched_way, start_accelerator
+from vla_adapt.training.launch_file import Layout
 from vla_adapt.training.optimizer import make_optimizer
-from vla_adapt.training.plan import make_plan
+from vla_adapt.training.parallelism import FSDP2
+from vla_adapt.training.plan import WHOLE_AT_THE_END, make_plan
 from vla_adapt.training.plan_data import look_at_data, plan_batch
 from vla_adapt.training.setting import make_learner
+from vla_adapt.training.spread import spread_over
 
 PARALLEL = {"kind": "parallel", "horizon": 8}
 LORA = {"kind": "lora", "rank": 32, "targets": "all_linear"}
@@ -40,6 +47,16 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "lora, accumulate 2": (1, PARALLEL, LORA, {"batch_size": 4, "accumulate": 2}),
     "full": (1, PARALLEL, {"kind": "full"}, {"batch_size": 2}),
     "head only": (1, PARALLEL, {"kind": "head_only"}, {"batch_size": 8}),
+    "lora, 2 processes": (1, PARALLEL, LORA, {"batch_size": 4}),
+    "lora, 2 shards": (1, PARALLEL, LORA, {"batch_size": 4}),
+    "lora, 2 shards kept": (1, PARALLEL, LORA, {"batch_size": 4}),
+    "full, 2 shards": (1, PARALLEL, {"kind": "full"}, {"batch_size": 4}),
+}
+LAYOUTS = {
+    "lora, 2 processes": Layout.of(2),
+    "lora, 2 shards": Layout(2, FSDP2),
+    "lora, 2 shards kept": Layout(2, FSDP2, gather_twice=False),
+    "full, 2 shards": Layout(2, FSDP2),
 }
 QUICK = ("lora, batch 2", "full")
 
@@ -77,33 +94,48 @@ def recipe_of(name: str, base: Path) -> Recipe:
     })  # fmt: skip
 
 
-def measure(recipe: Recipe, device: str, steps: int = 2) -> int:
-    """Bytes at the peak of real steps on random weights, over what was there before."""
+def measure(recipe: Recipe, steps: int = 2) -> int:
+    """Bytes at the peak of real steps on random weights, over what was there before, of this process."""
     dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
     torch.set_num_threads(1)
-    before = _resident("VmRSS") if device == "cpu" else 0
+    accelerator = start_accelerator(recipe.train.precision)
+    device, world = accelerator.device, accelerator.num_processes
+    before = _resident("VmRSS")
     with torch.device("meta"):
         model = OpenVLA.without_weights(Path(recipe.base), dtype=dtype)
         data = look_at_data(recipe, model.source)
         learner = make_learner(recipe, model, list(data.masks), [])
-    learner.to_empty(device=device)
-    model.restore_buffers(device)
+    way = launched_way(world)
+    learner.to_empty(device="cpu" if way == FSDP2 else device)
+    model.restore_buffers("cpu" if way == FSDP2 else device)
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.normal_(std=0.02)
-    groups = learner.groups()
-    optimizer, _ = make_optimizer(recipe.train.optimizer, groups, steps)
-    learner.train()
-    size = recipe.train.batch_size // recipe.train.accumulate
+    spread = spread_over(accelerator, way, learner)
+    optimizer, _ = make_optimizer(recipe.train.optimizer, spread.groups, steps)
+    wrapped, optimizer = spread.prepare(optimizer)
+    wrapped.train()
+    size = recipe.train.batch_size // (recipe.train.accumulate * world)
     batches = [plan_batch(recipe, data, model, size).to(device) for _ in range(recipe.train.accumulate)]
+    _forget_peak(device)
     for _ in range(steps):
-        for batch in batches:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                loss = learner(batch)["loss"]
-            loss.backward()
+        for number, batch in enumerate(batches, start=1):
+            with spread.passing(number == len(batches)):
+                with accelerator.autocast():
+                    loss = wrapped(batch, 0.0)["loss"]
+                accelerator.backward(loss)
+                del loss
+        spread.settle(set(batches[0].robots), recipe.train.optimizer.clip_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM") - before
+        spread.clear(optimizer)
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM") - before
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident(key: str) -> int:
@@ -113,18 +145,41 @@ def _resident(key: str) -> int:
 
 
 def measured(name: str, base: Path, device: str, environment: dict[str, str]) -> int:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--measure", name, "--base", str(base), "--device", device]
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return int(done.stdout.split()[-1])
+    """`measure` in processes of its own; of several the largest."""
+    command = [sys.executable, __file__, "--measure", name, "--base", str(base)]
+    layout = LAYOUTS.get(name, Layout())
+    shared = os.environ | environment | {"ACCELERATE_USE_CPU": str(device == "cpu").lower()}
+    if layout.processes > 1:
+        shared |= {
+            "WORLD_SIZE": str(layout.processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": _free_port(),
+        }
+    if layout.way == FSDP2:
+        shared |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        shared |= {"FSDP_RESHARD_AFTER_FORWARD": str(layout.gather_twice).lower()}
+    ranks = []
+    for rank in map(str, range(layout.processes)):
+        own = {"RANK": rank, "LOCAL_RANK": rank} if layout.processes > 1 else {}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        ranks.append(subprocess.Popen(command, env=shared | own, **pipes))
+    ended = [(*rank.communicate(), rank.returncode) for rank in ranks]
+    for _, said, code in ended:
+        if code:
+            raise RuntimeError(said)
+    return max(int(out.split()[-1]) for out, _, _ in ended)
+
+
+def _free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
 
 
 def compare(name: str, base: Path, device: str, default_malloc: bool = True) -> dict[str, Any]:
     """Planned and measured megabytes of one case, without the libraries; and with the default malloc."""
-    plan = make_plan(recipe_of(name, base), device=device)
-    planned = plan.total - plan.memory["runtime"]
+    plan = make_plan(recipe_of(name, base), LAYOUTS.get(name), device)
+    planned = plan.total - plan.memory["runtime"] - plan.memory.get(WHOLE_AT_THE_END, 0)  # steps only
     used = planned - plan.memory["allocator"]
     row = {"case": name, "planned_mb": used / 1e6, **{f"{k}_mb": v / 1e6 for k, v in plan.memory.items()}}
     row["measured_mb"] = measured(name, base, device, RETURNING) / 1e6
@@ -155,7 +210,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(measure(recipe_of(arguments.measure, arguments.base), arguments.device))
+        print(measure(recipe_of(arguments.measure, arguments.base)))
         return
     with tempfile.TemporaryDirectory() as folder:
         base = write_base(Path(folder), *((512, 4) if arguments.quick else (768, 6)))

@@ -46,18 +46,27 @@ def main() -> None:
         say_and_end(stopped, 128 + stopped.signal, speaks=main_rank)
     except ValueError as error:
         say_and_end(error, 2, speaks=main_rank)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        end(0)
 
 
 def say_and_end(error: Exception, code: int, speaks: bool) -> NoReturn:
-    """Say it in one line, and end without Python's teardown.
+    """Say it in one line, and end.
 
-    There gloo's threads, still joined to the other processes, may abort: the launcher would report signal 6.
     A process that does not speak first waits for the one that has the same to say: the launcher then ends it.
     """
     if not speaks:
         time.sleep(5 if isinstance(error, Stopped | RankLost) else 30)
     if speaks or not isinstance(error, Stopped):
         print(f"finetune: {one_line(error)}", file=sys.stderr)
+    end(code)
+
+
+def end(code: int) -> NoReturn:
+    """End without Python's teardown, in which a thread of gloo that holds a tensor aborts now and then.
+
+    The launcher would then report signal 6 for a run that has all its files.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

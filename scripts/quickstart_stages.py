@@ -91,9 +91,10 @@ def record(robot: str, folder: Path, episodes: int, held_out: int, seed: int, *o
     run("vla-adapt", "sim", "record", robot, "--out", str(folder), *counts, *options)
 
 
-def finetune(recipe: str) -> None:
+def finetune(recipe: str, *overrides: str) -> None:
     launch = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
-    run(*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "scripts/finetune.py", recipe)
+    changes = [word for override in overrides for word in ("--set", override)]
+    run(*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "scripts/finetune.py", recipe, *changes)
 
 
 def drive_all(episodes: int) -> None:

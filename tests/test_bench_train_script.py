@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,44 +20,43 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "bench_train.py"
 HEAVY = "tensorflow pyarrow datasets h5py av mujoco robosuite matplotlib simplejpeg"
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_train", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_train"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def load(*names: str) -> Iterator[Any]:
+    """Modules beside the script, found as `python scripts/bench_train.py` finds them."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        yield from map(importlib.import_module, names)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
 
 
-script: Any = load()
+script, steps, savings, clocks = load("bench_train", "compared_steps", "step_savings", "step_clocks")
 
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
     torch.set_num_threads(1)
-    return script.Bench(script.Size("tiny twin", 4, 1), "cpu")
+    return steps.Bench(steps.Size("tiny twin", 4, 1), "cpu")
 
 
 def gradients(bench: Any) -> tuple[float, torch.Tensor]:
     """Loss and gradients of a step of ours."""
     loss = bench.our_loss()["loss"]
     loss.backward()
-    found = torch.cat([p.grad.flatten() for p in script.adapters(bench.model) if p.grad is not None])
+    found = torch.cat([p.grad.flatten() for p in steps.adapters(bench.model) if p.grad is not None])
     bench.model.zero_grad(set_to_none=True)
     return loss.item(), found
 
 
 def test_ours_is_the_originals_step(bench: Any):
-    difference = bench.difference()
+    difference = savings.difference(bench)
     assert difference["loss"] < 1e-6
     assert difference["gradient"] < 1e-5
 
 
-@pytest.mark.parametrize("name", [*script.OFF, "checkpointing"])
+@pytest.mark.parametrize("name", [*savings.OFF, "checkpointing"])
 def test_no_saving_changes_loss_or_gradients(bench: Any, name: str):
     loss, wanted = gradients(bench)
-    with script.variants(bench)[name][1]():
+    with savings.variants(bench)[name][1]():
         other, found = gradients(bench)
     assert other == pytest.approx(loss, rel=1e-6)
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
@@ -74,7 +74,7 @@ def test_the_arithmetic_is_counted_right(bench: Any, name: str):
 
 
 def test_one_more_vision_block_runs_and_changes_nothing(bench: Any):
-    with script.last_vision_blocks(bench.model), flop_counter() as more:
+    with savings.last_vision_blocks(bench.model), flop_counter() as more:
         loss = bench.plain_loss()[0]
     with flop_counter() as counter:
         assert torch.equal(bench.plain_loss()[0], loss)
@@ -82,11 +82,22 @@ def test_one_more_vision_block_runs_and_changes_nothing(bench: Any):
 
 
 def test_peak_memory_is_measured():
-    assert script.resident("VmHWM") >= script.resident("VmRSS") > 1e7
+    assert clocks.resident("VmHWM") >= clocks.resident("VmRSS") > 1e7
 
 
 @pytest.mark.slow
 def test_it_needs_few_libraries():
-    code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); print(*sys.modules)"
+    code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import bench_train; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(HEAVY.split()) & set(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_both_steps_run_under_ddp(tmp_path: Path):
+    file = tmp_path / "ddp.json"
+    command = [sys.executable, str(SCRIPT), "--quick", "--processes", "2", "--device", "cpu", "--json", file]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "tiny twin, 2 processes (DDP), batch 32 each: " in done.stdout
+    report = json.loads(file.read_text())
+    assert report["processes"] == 2
+    assert report["speedup_vs_baseline"] > 1.0

@@ -13,6 +13,7 @@ from vla_adapt import cli
 from vla_adapt.recipe import Recipe
 
 MakeRecipe = Callable[..., Recipe]
+LAUNCH = Path(__file__).resolve().parents[1] / "recipes" / "launch"
 
 
 @pytest.fixture
@@ -65,11 +66,30 @@ def test_what_does_not_fit_ends_with_2_and_a_way_out(run, file: Path):
     assert "there are 560 MB; --set train.accumulate=4 needs 5" in err
 
 
+def test_a_plan_follows_the_launch(run, file: Path):
+    options = ("--plan", "--device", "cpu", "--memory", "4GB", "--launch")
+    code, out, err = run(file, *options, LAUNCH / "cpu-2-fsdp.yaml", "--processes", 4)
+    assert (code, err) == (0, "")
+    for words in (
+        "gathered",
+        "2 samples at once",
+        "4 process(es) (FSDP2)",
+        "before its first step each process loads the whole",
+    ):
+        assert words in out
+
+
 def test_mistakes_are_one_line(run, file: Path):
     for options, words in (
         (("--plan", "--memory", "much"), "wanted a size such as 24GB"),
         (("--plan", "--device", "tpu"), "wanted auto, cpu or cuda"),
         (("--memory", "4GB"), "go with --plan"),
+        (("--launch", LAUNCH / "fsdp.yaml"), "go with --plan"),
+        (("--plan", "--launch", "fsdp.yml"), "no launch config of Accelerate"),
+        (
+            ("--plan", "--launch", LAUNCH / "cpu-2-fsdp.yaml", "--set", "train.compile=true"),
+            "on FSDP2: train.c",
+        ),
         (("--plan", "--set", "train.batchsize=3"), "did you mean 'batch_size'"),
     ):
         code, _, err = run(file, *options)

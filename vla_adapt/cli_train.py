@@ -22,7 +22,13 @@ def train(
     memory: Annotated[
         str | None, typer.Option(help="with --plan: per process, e.g. 24GB; default: this machine's")
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, help="with --plan: that share the batch")] = 1,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="with --plan: that share the batch; default: those of --launch, or 1"),
+    ] = None,
+    launch: Annotated[
+        Path | None, typer.Option(help="with --plan: launch config that the run will have: DDP or FSDP2")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="with --plan: cpu or cuda; auto: a GPU if there is one")
     ] = "auto",
@@ -32,17 +38,18 @@ def train(
 
     A plan needs neither weights nor data, and ends with exit code 2 when the run does not fit.
 
-    Example: vla-adapt train --plan openvla_7b_lora --memory 80GB --set train.batch_size=8
+    Examples: vla-adapt train --plan openvla_7b_lora --memory 80GB --set train.batch_size=8
+    vla-adapt train --plan openvla_7b_lora --device cuda --memory 24GB --launch recipes/launch/fsdp.yaml
     """
     from vla_adapt.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides)
     if plan:
-        _plan(loaded, memory, processes, device, json_file)
+        _plan(loaded, memory, processes, launch, device, json_file)
         return
-    if memory is not None or json_file is not None or processes > 1 or device != "auto":
+    if any(option is not None for option in (memory, processes, launch, json_file)) or device != "auto":
         raise ValueError(
-            "--memory, --processes, --device and --json go with --plan; several processes run by "
+            "--memory, --processes, --launch, --device and --json go with --plan; several processes run by "
             "`accelerate launch scripts/finetune.py`"
         )
     from vla_adapt.training.loop import train as run
@@ -55,9 +62,17 @@ def train(
         raise SystemExit(128 + stopped.signal) from None
 
 
-def _plan(recipe: Any, memory: str | None, processes: int, device: str, json_file: Path | None) -> None:
+def _plan(
+    recipe: Any,
+    memory: str | None,
+    processes: int | None,
+    launch: Path | None,
+    device: str,
+    json_file: Path | None,
+) -> None:
     import torch
 
+    from vla_adapt.training.launch_file import Layout, read_layout
     from vla_adapt.training.plan import make_plan
     from vla_adapt.training.plan_fit import machine_memory, parse_bytes, way_out
 
@@ -67,8 +82,9 @@ def _plan(recipe: Any, memory: str | None, processes: int, device: str, json_fil
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if memory is None and device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no GPU here: say with --memory how much memory yours has")
-    limit = machine_memory(device, processes) if memory is None else parse_bytes(memory)
-    made = make_plan(recipe, processes, device)
+    layout = Layout.of(processes or 1) if launch is None else read_layout(launch, processes)
+    limit = machine_memory(device, layout.per_machine) if memory is None else parse_bytes(memory)
+    made = make_plan(recipe, layout, device)
     _print(recipe, made, limit)
     if json_file is not None:
         fits = made.device_total <= limit
@@ -76,7 +92,7 @@ def _plan(recipe: Any, memory: str | None, processes: int, device: str, json_fil
         json_file.write_text(json.dumps(content | {"fits": fits}, indent=1) + "\n")
     if made.device_total > limit:
         print("it does not fit; planning what would ...")
-        planner = lambda changed: make_plan(changed, processes, device)  # noqa: E731
+        planner = lambda changed: make_plan(changed, layout, device)  # noqa: E731
         raise ValueError(way_out(recipe, made, limit, planner))
 
 
@@ -99,7 +115,8 @@ def _print(recipe: Any, plan: Any, limit: int) -> None:
     samples = recipe.train.batch_size
     print(
         f"step: {samples} samples of {plan.tokens} tokens, {plan.flops / 1e12:.3g} TFLOP "
-        f"({plan.processes} process(es), {plan.passes} pass(es) each)"
+        f"({plan.processes} process(es){f' ({plan.way})' if plan.processes > 1 else ''}, "
+        f"{plan.passes} pass(es) each)"
     )
     if plan.epoch_samples is not None:
         epochs = recipe.train.steps * samples / plan.epoch_samples

@@ -1,4 +1,4 @@
-"""Shards: the numbers of whole learners; killed, resumed on any number of processes; bundles as ever."""
+"""Shards: the numbers of whole learners; resumed on any number of processes, any way; bundles as ever."""
 
 from __future__ import annotations
 
@@ -53,13 +53,18 @@ def recipe_of(make_recipe: MakeRecipe, two_robot_data: dict[str, Path], random_b
     return recipe
 
 
+@pytest.fixture(scope="module")
+def one(recipe_of: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run on one process, never interrupted."""
+    run = loop.train(recipe_of(tmp_path_factory.mktemp("runs") / "one"))
+    assert any({row[2] for row in rows} == {"ur5e_fake"} for rows in samples(run).values())
+    return run
+
+
 @pytest.mark.slow
-def test_killed_and_resumed_on_any_number_of_processes(
-    recipe_of: Callable[..., Recipe], random_base: Path, launcher, tmp_path: Path
+def test_killed_and_resumed_on_any_number_of_processes_any_way(
+    one: Path, recipe_of: Callable[..., Recipe], random_base: Path, launcher, tmp_path: Path
 ):
-    one = loop.train(recipe_of(tmp_path / "one"))
-    rows = [line.split("\t") for line in (one / "samples" / "rank0.tsv").read_text().splitlines()]
-    assert any({row[2] for row in rows if row[0] == str(step)} == {"ur5e_fake"} for step in range(1, 7))
     cut, kept = tmp_path / "cut", tmp_path / "kept"
     recipe = recipe_of(cut, checkpointing=True)
     second = cut / "checkpoints" / "step-00000002" / "manifest.json"
@@ -69,20 +74,43 @@ def test_killed_and_resumed_on_any_number_of_processes(
     assert killed.codes[1] == -signal.SIGKILL
     assert killed.codes[0] not in (0, -signal.SIGKILL), "it went on alone, or hung"
     shutil.copytree(cut, kept)
-    for world in (1, 2, 3):
+    for world, way in ((1, "1 process"), (2, "FSDP2"), (2, "DDP"), (3, "FSDP2")):
         shutil.rmtree(cut)
         shutil.copytree(kept, cut)
         if world == 1:
             loop.train(recipe)
         else:
-            launch = launcher(recipe, world=world, environment=FSDP)
+            launch = launcher(recipe, world=world, environment=FSDP if way == "FSDP2" else {})
             assert launch.codes == [0] * world, launch.said
             assert "resuming after step" in launch.said[0]
-            assert f"{world} process(es) on cpu (FSDP2)" in launch.said[0]
+            assert f"{world} process(es) on cpu ({way})" in launch.said[0]
         assert_same(one, cut)
-        if world == 2:
+        if (world, way) == (2, "FSDP2"):
             assert left(cut) == left(tmp_path / "whole"), "bit for bit as if it had not been killed"
     assert_plain_peft(random_base, one, cut)
+
+
+@pytest.mark.slow
+def test_one_process_stopped_goes_on_in_shards(
+    one: Path, recipe_of: Callable[..., Recipe], launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps = iter((0, 0, signal.SIGTERM))
+    monkeypatch.setattr(loop.StopSignal, "agreed", lambda _: next(steps))
+    recipe = recipe_of(tmp_path)
+    with pytest.raises(loop.Stopped, match="SIGTERM after step 3"):
+        loop.train(recipe)
+    launch = launcher(recipe, environment=FSDP)
+    assert launch.codes == [0, 0], launch.said
+    assert "resuming after step 3" in launch.said[0]
+    assert "2 process(es) on cpu (FSDP2)" in launch.said[0]
+    assert_same(one, tmp_path)
+
+
+def samples(run: Path) -> dict[int, list[list[str]]]:
+    """Step -> number, dataset, episode and step of its samples, sorted, of all processes together."""
+    rows = [line.split("\t") for file in run.glob("samples/*") for line in file.read_text().splitlines()]
+    steps = sorted({int(row[0]) for row in rows})
+    return {step: sorted(row for row in rows if int(row[0]) == step) for step in steps}
 
 
 def left(run: Path) -> dict[str, bytes]:
@@ -96,6 +124,7 @@ def losses(run: Path) -> list[float]:
 
 def assert_same(one: Path, two: Path) -> None:
     """Weights move by about 3e-3; Adam makes much of a gradient near zero, and so of its rounding."""
+    assert samples(one) == samples(two)
     assert losses(one) == pytest.approx(losses(two), abs=1e-5)
     for robot in ROBOTS:
         for part in ("adapter_model", "head"):

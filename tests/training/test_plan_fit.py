@@ -77,7 +77,7 @@ def test_a_smaller_rank_is_proposed_where_it_helps():
 def test_when_nothing_fits_the_least_is_named():
     words = way_out(recipe(), plan_of(recipe()), 3, plan_of)
     assert "the least of what was tried, --set train.accumulate=16 --set train.checkpointing=true" in words
-    assert "train.precision=bf16, needs 0.0 MB: take a larger machine or a smaller base" in words
+    assert "train.precision=bf16, needs 0.0 MB: take a larger machine, several with shards" in words
 
 
 def test_bytes_for_people():

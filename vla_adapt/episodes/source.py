@@ -98,7 +98,8 @@ class Observations:
 
     def pending_image(self, t: int, camera: str) -> PendingImage:
         """`image` in two halves: what is read is read now, the returned call decodes it."""
-        self._check_place(t, camera, self.cameras, "camera")
+        if camera not in self.cameras or not 0 <= t < self.length:  # cheaper than a call, met per sample
+            self._check_place(t, camera, self.cameras, "camera")
         if self.fetch_image is None:
             return partial(self.read_image, t, camera)
         return self.fetch_image(t, camera)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,9 +106,63 @@ def window(
         ValueError: a camera the episode lacks, a step outside, a non-finite number, images of different sizes
             in one history; names dataset, episode.
     """
-    return begin_window(
-        episode, t, horizon, unifier, proprio_unifier, cameras, dataset, motion, optional_cameras, history
-    )()
+    return (
+        begin_window(
+            episode, t, horizon, unifier, proprio_unifier, cameras, dataset, motion, optional_cameras, history
+        )
+        .decode()
+        .finish()
+    )
+
+
+class PendingWindow:
+    """A window whose images are read but not decoded yet; `cut` is all of it but them.
+
+    For a batch each of `begin_window`, `decode` and `finish` is done for all windows before the next one:
+    the processor's caches are the decoder's while it works.
+    """
+
+    __slots__ = ("_absent", "_frames", "_history", "_pending", "_where", "cut")
+
+    def __init__(
+        self,
+        cut: Window,
+        pending: Mapping[str, list[PendingImage]],
+        absent: Sequence[str],
+        history: int,
+        where: str,
+    ) -> None:
+        self.cut, self._pending, self._absent = cut, pending, absent
+        self._history, self._where = history, where
+        self._frames: dict[str, list[np.ndarray]] = {}
+
+    def decode(self) -> PendingWindow:
+        """Decode the images; what `finish` puts together."""
+        for camera, images in self._pending.items():
+            self._frames[camera] = [image() for image in images]
+        return self
+
+    def finish(self) -> Window:
+        """The window."""
+        looks = {
+            camera: frames[0] if self._history == 1 else self._stacked(camera, frames)
+            for camera, frames in self._frames.items()
+        }
+        mask = dict.fromkeys(looks, True)
+        for camera in self._absent:
+            looks[camera] = np.zeros_like(next(iter(looks.values())))
+            mask[camera] = False
+        self.cut["images"], self.cut["image_mask"] = looks, mask
+        return self.cut
+
+    def _stacked(self, camera: str, frames: list[np.ndarray]) -> UInt8[np.ndarray, "K h w 3"]:
+        """The images of the last K steps."""
+        t = self.cut["ids"]["step"]
+        for step, frame in enumerate(frames, start=t - len(frames) + 1):
+            if frame.shape != frames[-1].shape:
+                sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
+                raise ValueError(f"{self._where}: camera '{camera}' gives {sizes}; draw it without history")
+        return np.stack([frames[0]] * (self._history - len(frames)) + frames)
 
 
 def begin_window(
@@ -123,11 +176,8 @@ def begin_window(
     motion: UnifiedMotion | None = None,
     optional_cameras: Sequence[str] = (),
     history: int = 1,
-) -> Callable[[], Window]:
-    """`window` in two halves: all that is read is read now, the returned call decodes the images.
-
-    Reading for a whole batch before decoding any of it leaves the processor's caches to the decoder.
-    """
+) -> PendingWindow:
+    """`window` in steps: all that is read is read now."""
     where = f"{dataset or 'dataset'}: episode {episode.episode_id}"
     if history < 1:
         raise ValueError(f"{where}: history {history}: wanted at least 1 step")
@@ -157,19 +207,7 @@ def begin_window(
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
         "ids": {"dataset": dataset, "episode": episode.episode_id, "step": t},
     }
-    return partial(_finish, cut, pending, absent, history, where)
-
-
-def _finish(
-    cut: Window, pending: Mapping[str, list[PendingImage]], absent: Sequence[str], history: int, where: str
-) -> Window:
-    """The window with its images decoded."""
-    looks = {
-        camera: _look([image() for image in images], cut["ids"]["step"], history, camera, where)
-        for camera, images in pending.items()
-    }
-    looks |= {camera: np.zeros_like(next(iter(looks.values()))) for camera in absent}
-    return {"images": looks, "image_mask": {camera: camera not in absent for camera in looks}, **cut}
+    return PendingWindow(cut, pending, absent, history, where)
 
 
 def absent_cameras(
@@ -187,19 +225,6 @@ def absent_cameras(
         if camera not in present:
             raise ValueError(f"{where}: no camera '{camera}'; it has {', '.join(present) or 'none'}")
     return [camera for camera in dict.fromkeys(optional) if camera not in present]
-
-
-def _look(
-    frames: list[np.ndarray], t: int, history: int, camera: str, where: str
-) -> UInt8[np.ndarray, "*K h w 3"]:
-    """The image of step t, or of the last K steps."""
-    if history == 1:
-        return frames[0]
-    for step, frame in enumerate(frames, start=t - len(frames) + 1):
-        if frame.shape != frames[-1].shape:
-            sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
-            raise ValueError(f"{where}: camera '{camera}' gives {sizes}; draw it without history")
-    return np.stack([frames[0]] * (history - len(frames)) + frames)
 
 
 def _chunk(motion: UnifiedMotion, t: int, horizon: int) -> dict[str, np.ndarray]:

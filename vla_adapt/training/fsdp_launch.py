@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 USE_FSDP = "ACCELERATE_USE_FSDP"
@@ -38,17 +38,17 @@ def asks_for_fsdp() -> bool:
     return os.environ.get(USE_FSDP, "false").lower() in ("true", "1", "yes")
 
 
-def check_fsdp_options() -> None:
-    """Look at what the launch config says beside "FSDP".
+def check_fsdp_options(asked: Mapping[str, str] = os.environ) -> None:
+    """Look at what the launch config says beside "FSDP", in the environment or in `asked`.
 
     Raises:
         ValueError: something that would not be done, or a torch that is too old.
     """
     for variable, (known, reason) in _OPTIONS.items():
-        value = os.environ.get(variable)
+        value = asked.get(variable)
         if value is not None and value.lower() not in known:
             raise ValueError(f"the launch asks for {variable}={value}: {reason}")
-    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
+    named = asked.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "")
     strange = [name for name in named.replace(" ", "").split(",") if name and name not in BLOCKS]
     if strange:
         raise ValueError(
@@ -57,9 +57,9 @@ def check_fsdp_options() -> None:
         )
 
 
-def gathers_twice() -> bool:
+def gathers_twice(asked: Mapping[str, str] = os.environ) -> bool:
     """Whether a block's weights are freed after its forward pass; else they stay until its backward pass."""
-    return os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+    return asked.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
 
 
 @contextmanager

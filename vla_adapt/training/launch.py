@@ -29,7 +29,8 @@ def start_accelerator(precision: str, patience: timedelta = timedelta(minutes=30
             launch asks for what does not exist here: DeepSpeed, Megatron-LM, torch.compile, options of FSDP.
     """
     _refuse_strange_ways()
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Gradients lie in the buckets that are reduced: else there are two of each.
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True)
     with fsdp_hidden():
         accelerator = Accelerator(
             mixed_precision="bf16" if precision == "bf16" else "no",

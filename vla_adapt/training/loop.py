@@ -34,6 +34,7 @@ from vla_adapt.training.loss_balance import BALANCE, SCALE_RATE
 from vla_adapt.training.micro_batches import check_split, in_micro_batches
 from vla_adapt.training.optimizer import make_optimizer
 from vla_adapt.training.parallelism import Way, check_way
+from vla_adapt.training.prefetch import MicroBatch, Prefetch, copies_to
 from vla_adapt.training.pulse import Pulse
 from vla_adapt.training.ranks import Ranks
 from vla_adapt.training.resource_advice import explained
@@ -51,8 +52,6 @@ from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 from vla_adapt.training.trackers import Trackers
 
 DONE = "summary.json"
-
-MicroBatch = tuple[PolicyBatch, list[SampleId]]
 
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
@@ -148,6 +147,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     state = RunState(learner, optimizer, schedule, selection.extras, spread.sharding)
     loader = _loader(run, setting)
     point = _resume(run, state, loader)
+    data = Prefetch(loader, copies_to(accelerator.device), recipe.train.batch_size)
     run.ranks.on_main(lambda: note_start(run.folder, run.ranks.world, point.step))
     wrapped.train()
     step = point.step
@@ -159,12 +159,12 @@ def _run_steps(run: Run, setting: Setting) -> None:
         if samples is not None:
             opened.enter_context(samples)
         stop = opened.enter_context(StopSignal(run.ranks, timedelta(seconds=recipe.train.patience_s)))
-        batches = () if selection.stopped else loader
+        batches = () if selection.stopped else data
         for step, micro_batches in enumerate(batches, start=point.step + 1):
             run.pulse.note(f"step {step}")
             torch.manual_seed(recipe.seed + (step - 1) * run.ranks.world + run.ranks.rank)
             with stages.at(step - 1):
-                robots = _add_up_gradients(run, spread, wrapped, micro_batches, step - 1, log)
+                robots = _add_up_gradients(run, spread, wrapped, data, micro_batches, step - 1, log)
             norms = spread.settle(robots, recipe.train.optimizer.clip_norm)
             _check_gradients(list(spread.groups), norms, micro_batches, step - 1)
             optimizer.step()
@@ -178,7 +178,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
             signal = stop.agreed()
             due = step % recipe.train.save_every == 0 or step == recipe.train.steps
             if signal or due or verdict.save or verdict.stop:
-                run.keeper.save(step, state, loader.state_dict(), log.sums, verdict.metric)
+                run.keeper.save(step, state, data.state_dict(), log.sums, verdict.metric)
             if signal and step < recipe.train.steps:
                 raise Stopped(signal, step, run.keeper.where())
             if verdict.stop:
@@ -208,7 +208,8 @@ def _add_up_gradients(
     run: Run,
     spread: Spread,
     wrapped: nn.Module,
-    micro_batches: list[tuple[PolicyBatch, list[SampleId]]],
+    data: Prefetch,
+    micro_batches: list[MicroBatch],
     done: int,
     log: RunLog,
 ) -> set[str]:
@@ -218,12 +219,13 @@ def _add_up_gradients(
     """
     accelerator = run.accelerator
     for number, (loaded, ids) in enumerate(micro_batches, start=1):
-        batch = loaded.to(accelerator.device)
-        with spread.passing(number == len(micro_batches)):
+        batch, following = data.on_device(loaded), micro_batches[number : number + 1]
+        with spread.passing(not following):
             with accelerator.autocast():
                 output = wrapped(batch, done / run.steps)
             _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
+        data.look_ahead(following[0][0] if following else None)  # before the log waits for the backward pass
         log.add(output, loaded)
     return {robot for batch, _ in micro_batches for robot in batch.robots}
 

@@ -28,10 +28,13 @@ from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir, tiny_base_dir
 from vla_adapt.training.compatibility import check_compatible, why_uncached
 from vla_adapt.training.flop_counter import flop_counter
+from vla_adapt.training.launch_file import Layout
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.micro_batches import check_split
 from vla_adapt.training.optimizer import OptimizerConfig, clip_per_robot, make_optimizer, saved_by_8_bits
+from vla_adapt.training.parallelism import DDP, FSDP2, ONE, Way, check_way
 from vla_adapt.training.plan_data import PlanData, look_at_data, plan_batch
+from vla_adapt.training.plan_shards import ShardSizes
 from vla_adapt.training.rehearsal import Rehearsal
 from vla_adapt.training.setting import make_learner
 
@@ -39,6 +42,7 @@ CUDA_CONTEXT_BYTES = 1 << 29
 # glibc malloc keeps freed blocks: so many times the activations stay resident, too (measured 0.2 .. 0.5).
 KEPT_BY_MALLOC = 0.5
 NF4_BYTES = 0.5 + 0.127 / 8  # a number and its part of the block constants (Dettmers et al., 2305.14314)
+WHOLE_AT_THE_END = "whole, at the end"
 PREFETCHED = 2  # batches that each loader process keeps ready (the default of torch's DataLoader)
 
 
@@ -58,6 +62,7 @@ class Plan:
         epoch_samples: steps of all datasets; None: unknown.
         adapter_bytes: what each robot's bundle needs on disk for weights.
         notes: what was assumed or left out.
+        way: how the processes share the work.
     """
 
     device: str
@@ -72,6 +77,7 @@ class Plan:
     epoch_samples: int | None
     adapter_bytes: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    way: Way = ONE
 
     @property
     def total(self) -> int:
@@ -80,26 +86,29 @@ class Plan:
 
     @property
     def device_total(self) -> int:
-        """Bytes of `total` that lie on the device; a GPU leaves batches in the host's memory."""
+        """Bytes of `total` that lie on the device; a GPU leaves batches in the host's memory but two."""
         return self.total - (self.memory["batches"] if self.device == "cuda" else 0)
 
 
-def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: PlanData | None = None) -> Plan:
-    """Rehearse one optimizer step of `recipe` on `processes` processes.
+def make_plan(
+    recipe: Recipe, layout: Layout | None = None, device: str = "cpu", data: PlanData | None = None
+) -> Plan:
+    """Rehearse one optimizer step of `recipe`.
 
     Args:
         recipe: of the run.
-        processes: that share the batch (data parallel, every one with all weights).
+        layout: processes that share the batch, and how; None: one.
         device: "cpu" or "cuda", for what the runtime itself takes.
         data: when looked at already.
 
     Raises:
-        ValueError: a recipe that does not fit its base or data, or a batch that cannot be split.
+        ValueError: a recipe that does not fit its base, data or layout, or a batch that cannot be split.
     """
-    train = recipe.train
+    train, layout = recipe.train, layout or Layout()
+    check_way(recipe, layout.way)
     compatible = check_compatible(recipe)
-    check_split(train.batch_size, processes, train.accumulate)
-    samples = train.batch_size // (processes * train.accumulate)
+    check_split(train.batch_size, layout.processes, train.accumulate)
+    samples = train.batch_size // (layout.processes * train.accumulate)
     model, notes = _model(recipe)
     notes += compatible
     if why_uncached(recipe) is None:
@@ -109,30 +118,61 @@ def make_plan(recipe: Recipe, processes: int = 1, device: str = "cpu", data: Pla
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
         learner = make_learner(_unquantized(recipe), model, list(data.masks), data.datasets)
     batch = plan_batch(recipe, data, model, samples)
-    step = _rehearse(recipe, learner, batch)
-    groups = learner.groups()
-    gradients = _bytes(parameter for group in groups.values() for parameter in group)
+    step = _rehearse(recipe, learner, batch, layout)
+    every = sum(parameter.numel() for parameter in learner.parameters())
+    trained = {name: sum(p.numel() for p in group) for name, group in learner.groups().items()}
+    return Plan(
+        device=device, trained=trained, frozen=every - sum(trained.values()),
+        memory=_memory(recipe, learner, step, _batch_bytes(batch), layout, device), samples=samples,
+        passes=train.accumulate, processes=layout.processes, tokens=step.tokens,
+        flops=step.flops * train.accumulate * layout.processes, epoch_samples=data.samples,
+        adapter_bytes=_adapter_bytes(recipe, learner), way=layout.way,
+        notes=[*notes, *data.notes, *_notes_on_shards(step, layout)],
+    )  # fmt: skip
+
+
+def _memory(
+    recipe: Recipe, learner: Learner, step: _Step, batch_bytes: int, layout: Layout, device: str
+) -> dict[str, int]:
+    """Bytes of one process by component."""
+    train, shards = recipe.train, ShardSizes(learner, layout)
+    trained = [parameter for group in learner.groups().values() for parameter in group]
+    state = step.optimizer - saved_by_8_bits(train.optimizer, trained)
+    quantized = _saved_by_quantizing(learner.model) if isinstance(recipe.adaptation, QLora) else 0
     memory = {
-        "weights": step.weights
-        - (_saved_by_quantizing(model) if isinstance(recipe.adaptation, QLora) else 0),
-        "gradients": step.gradients + (gradients if processes > 1 else 0),  # DDP holds them once more
-        "optimizer": step.optimizer
-        - saved_by_8_bits(train.optimizer, (p for group in groups.values() for p in group)),
+        "weights": step.weights - quantized - shards.all_elsewhere,
+        "gradients": step.gradients,
+        "optimizer": int(state * shards.kept(trained)),
         "activations": step.activations,
-        "batches": _batch_bytes(batch) * train.accumulate * (1 + PREFETCHED * train.workers),
+        "batches": batch_bytes * train.accumulate * (1 + PREFETCHED * train.workers),
         "allocator": int(step.activations * KEPT_BY_MALLOC) if device == "cpu" and _keeps_blocks() else 0,
         "runtime": CUDA_CONTEXT_BYTES if device == "cuda" else _resident_bytes(),
     }
+    if device == "cuda":
+        memory["batches, copied"] = 2 * batch_bytes  # that at hand, and the next one
     if train.ema:
-        memory["average"] = sum(4 * parameter.numel() for group in groups.values() for parameter in group)
-    every = sum(parameter.numel() for parameter in learner.parameters())
-    trained = {name: sum(parameter.numel() for parameter in group) for name, group in groups.items()}
-    return Plan(
-        device=device, trained=trained, frozen=every - sum(trained.values()), memory=memory, samples=samples,
-        passes=train.accumulate, processes=processes, tokens=step.tokens,
-        flops=step.flops * train.accumulate * processes, epoch_samples=data.samples,
-        adapter_bytes=_adapter_bytes(recipe, learner), notes=[*notes, *data.notes],
-    )  # fmt: skip
+        memory["average"] = int(4 * sum(p.numel() for p in trained) * shards.kept(trained))
+    if layout.way == DDP:  # gradients lie in its buckets, which stay; those of earlier passes beside them
+        memory["gradients"] = _bytes(trained) * (1 if train.accumulate == 1 else 2)
+    if layout.way == FSDP2:
+        memory["gathered"] = shards.gathered()
+        memory["allocator"] += memory["gathered"] if memory["allocator"] else 0
+        passing = sum(memory[name] for name in ("gradients", "activations", "gathered", "allocator"))
+        if step.weights > passing:
+            memory[WHOLE_AT_THE_END] = step.weights - passing
+    return memory
+
+
+def _notes_on_shards(step: _Step, layout: Layout) -> list[str]:
+    """What of a run in shards happens before and after the steps."""
+    if layout.way != FSDP2:
+        return []
+    host_gb = step.weights * layout.per_machine / 1e9
+    return [
+        "before its first step each process loads the whole model; those of a machine take "
+        f"{host_gb:.1f} GB of its memory",
+        "after the last one rank 0 puts the model together beside its shards, to judge it and for bundles",
+    ]
 
 
 @dataclass(frozen=True)
@@ -147,10 +187,11 @@ class _Step:
     tokens: int
 
 
-def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch) -> _Step:
+def _rehearse(recipe: Recipe, learner: Learner, batch: PolicyBatch, layout: Layout) -> _Step:
     """One pass and one update; the optimizer's state is there before, as in every step but the first."""
     rehearsal = Rehearsal()
     rehearsal.materialize(learner)
+    rehearsal.elsewhere = ShardSizes(learner, layout).elsewhere
     groups, tokens = learner.groups(), [0]
     with rehearsal:
         learner.model.restore_buffers("cpu")

@@ -11,6 +11,7 @@ import torch
 
 from vla_adapt.adaptation.method import Lora
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.parallelism import FSDP2
 from vla_adapt.training.plan import Plan
 
 _UNITS = {
@@ -42,7 +43,8 @@ def parse_bytes(text: str) -> int:
 
 
 def machine_memory(device: str, processes: int) -> int:
-    """Bytes that one of `processes` processes may have: a GPU of its own, or its part of the memory."""
+    """Bytes that one of `processes` processes of a machine may have: a GPU of its own, or its part of the
+    memory."""
     if device == "cuda":
         return torch.cuda.mem_get_info()[1]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -72,9 +74,10 @@ def way_out(recipe: Recipe, plan: Plan, limit: int, planner: Planner) -> str:
                 fits.append(f"{words} needs {gigabytes(total)}")
         if fits:
             return f"{needs}; {'; '.join(fits)}"
+    several = "" if plan.way == FSDP2 else ", several with shards (--launch recipes/launch/fsdp.yaml),"
     return (
         f"{needs}; the least of what was tried, {least[1]}, needs {gigabytes(least[0])}: take a larger "
-        "machine or a smaller base"
+        f"machine{several} or a smaller base"
     )
 
 

@@ -7,6 +7,7 @@ the device, no memory is touched. Integers and masks stay real, so that code tha
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,13 +40,15 @@ class Rehearsal(TorchDispatchMode):
     Attributes:
         live: bytes of the tensors that are alive.
         peak: when most bytes were.
+        elsewhere: bytes of a parameter's gradient that other processes hold; they are not alive here.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.elsewhere: Callable[[nn.Parameter], int] = lambda _: 0
         self.live = 0
         self.peak = Moment()
-        self._gradients = 0
+        self._gradients = self._gone = 0
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
@@ -64,14 +67,18 @@ class Rehearsal(TorchDispatchMode):
     def zero_grad(self, module: nn.Module) -> None:
         """Free the gradients of `module`."""
         module.zero_grad(set_to_none=True)
-        self._gradients = 0
+        self.live += self._gone
+        self._gradients = self._gone = 0
 
-    def _add_gradient(self, parameter: Tensor) -> None:
+    def _add_gradient(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None
         storage = parameter.grad.untyped_storage()
         if not getattr(storage, "_counted_as_gradient", False):
             storage._counted_as_gradient = True  # type: ignore[attr-defined]
-            self._gradients += storage.nbytes()
+            gone = self.elsewhere(parameter)
+            self._gradients += storage.nbytes() - gone
+            self._gone += gone
+            self.live -= gone
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

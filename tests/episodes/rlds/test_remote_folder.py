@@ -20,6 +20,7 @@ from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.mixing.loader import make_loader
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.rlds import index as index_module
+from vla_adapt.episodes.rlds import remote_folder
 from vla_adapt.episodes.storage import byte_source, remote_blocks
 from vla_adapt.episodes.storage.cache_folder import BESIDE, CACHE_VARIABLE
 from vla_adapt.episodes.storage.remote_blocks import RemoteBlocks
@@ -176,6 +177,17 @@ def test_nothing_there_and_unknown_protocols() -> None:
         open_dataset("memory://nowhere/x")
     with pytest.raises(ValueError, match=r"nosuch://bucket/x: cannot be read: .*nosuch"):
         open_dataset("nosuch://bucket/x")
+
+
+def test_a_bucket_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google's client raises where others find nothing, and says little."""
+
+    def find(*_: object) -> str:
+        raise FileNotFoundError("b/nowhere/o")
+
+    monkeypatch.setattr(remote_folder, "find_remote_version_folder", find)
+    with pytest.raises(ValueError, match=r"memory://nowhere/x: nothing is there; wanted a dataset as tfds"):
+        open_dataset("memory://nowhere/x")
 
 
 def test_streaming_keeps_little(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,14 @@ from vla_adapt.episodes.mixing.interleave import Interleave
 from vla_adapt.episodes.mixing.motion_store import MotionStore
 from vla_adapt.episodes.source import EpisodeDataset, Observations
 from vla_adapt.episodes.storage.stored import find_prefetcher
-from vla_adapt.episodes.windows import UnifiedMotion, Window, absent_cameras, begin_window, unify_motion
+from vla_adapt.episodes.windows import (
+    PendingWindow,
+    UnifiedMotion,
+    Window,
+    absent_cameras,
+    begin_window,
+    unify_motion,
+)
 from vla_adapt.suggest import did_you_mean
 from vla_adapt.types import Layout
 
@@ -132,11 +139,14 @@ class Mixture:
 
     def window(self, n: int) -> Window:
         """The window of sample number `n`; `ids` also holds "sample": n, and `drawn` is `sample(n)`."""
-        return self._begin(n)()
+        return self._begin(n).decode().finish()
 
     def windows(self, numbers: Iterable[int]) -> list[Window]:
         """The windows of several samples: all are read, then all are decoded."""
-        return [finish() for finish in [self._begin(n) for n in numbers]]
+        begun = [self._begin(n) for n in numbers]
+        for window in begun:
+            window.decode()
+        return [window.finish() for window in begun]
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Say which samples come next: images of them that are remote are fetched in the background."""
@@ -151,11 +161,11 @@ class Mixture:
                 for camera in (*self.cameras, *self.optional_cameras):
                     ask(index, seen, camera)
 
-    def _begin(self, n: int) -> Callable[[], Window]:
+    def _begin(self, n: int) -> PendingWindow:
         drawn = self.sample(n)
         number, index, step = drawn
         episode, motion = self._episode(number, index)
-        finish = begin_window(
+        begun = begin_window(
             episode,
             step,
             self.horizon,
@@ -167,13 +177,8 @@ class Mixture:
             self.optional_cameras,
             self.history,
         )
-
-        def numbered() -> Window:
-            cut = finish()
-            cut["ids"]["sample"], cut["drawn"] = n, drawn
-            return cut
-
-        return numbered
+        begun.cut["ids"]["sample"], begun.cut["drawn"] = n, drawn
+        return begun
 
     def without_images(self) -> Mixture:
         """The same samples, their windows without images: nothing is decoded."""

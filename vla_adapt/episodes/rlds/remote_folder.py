@@ -65,6 +65,8 @@ class RemoteFolder:
             version_url = str(filesystem.unstrip_protocol(folder))
             mirror = first_writable([cache_folder(version_url, cache_dir) / "json"])
             _copy_json(filesystem, folder, mirror)
+        except FileNotFoundError:
+            raise ValueError(f"{url}: nothing is there; wanted a dataset as tfds writes it") from None
         except OSError as error:
             raise ValueError(f"{url}: cannot be read: {str(error) or type(error).__name__}") from None
         assert isinstance(listed, dict)

@@ -58,7 +58,7 @@ class RldsStore:
         self._fact_paths = {
             path.removeprefix(METADATA): path for path in folder.leaves if not path.startswith(STEPS)
         }
-        self._ends = np.cumsum(index.lengths)
+        self._lengths, self._ends = index.lengths, np.cumsum(index.lengths)
         self._shard_numbers = index.arrays["shard"]
         self._image_columns: dict[str, _ImageColumn] = {}
         self._reader = ShardReader(index.shards)
@@ -134,7 +134,7 @@ class RldsStore:
         """Read one image; the returned call decodes it. Raises as `image`, each half what it can find."""
         column = self._one_image(field)
         data, offset = self._encoded(column, self._row(episode, step), episode)
-        return partial(self._decode, data, column.leaf, partial(self._byte, episode, offset))
+        return partial(self._decode_stored, data, column.leaf, episode, offset)
 
     def prefetcher(self) -> Callable[[str, int, int], None] | None:
         """A call (field, episode, step) that fetches an image in the background; None: nothing is remote."""
@@ -190,7 +190,7 @@ class RldsStore:
             return arrays[f"{path}:value"][episode].tolist()
         if leaf.kind is Kind.IMAGE:
             data, offset = self._encoded(_ImageColumn.of(arrays, path, leaf), episode, episode)
-            return self._decode(data, leaf, partial(self._byte, episode, offset))
+            return self._decode_stored(data, leaf, episode, offset)
         if leaf.optional and not arrays[f"{stored_keys(path, leaf)[0]}:span"][episode][0]:
             return None
         value = self._values(path, leaf, episode)
@@ -245,6 +245,13 @@ class RldsStore:
         except ValueError as error:
             raise ValueError(f"{error} ({where()})") from None
 
+    def _decode_stored(self, data: bytes, leaf: LeafSpec, episode: int, offset: int) -> np.ndarray:
+        """An image that begins at a byte of the episode's shard."""
+        try:
+            return decode_image(data, leaf, self._image_scale)
+        except ValueError as error:
+            raise ValueError(f"{error} ({self._byte(episode, offset)})") from None
+
     def _byte(self, episode: int, offset: int) -> str:
         return f"{self._index.shards[int(self._shard_numbers[episode])].location} byte {offset}"
 
@@ -261,7 +268,7 @@ class RldsStore:
         return f"{self._index.shards[shard].location} episode {self.split}/{self.ordinals[episode]}"
 
     def _row(self, episode: int, step: int) -> int:
-        length = int(self._index.lengths[episode])
+        length = int(self._lengths[episode])
         if not 0 <= step < length:
             raise ValueError(f"{self._location(episode)}: step {step} asked, it has {length}")
         return int(self._ends[episode]) - length + step

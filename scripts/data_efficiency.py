@@ -1,0 +1,155 @@
+"""How many episodes a robot needs: LoRA on few against training from scratch on many, driven in simulation.
+
+    python scripts/data_efficiency.py                    # the UR5e; about 50 minutes on two idle cores
+    python scripts/data_efficiency.py --robot bimanual_panda --starts 50
+
+All cells share recorder, loss, batch and evaluation; training from scratch on many episodes gets three times
+the steps. Left in runs/data_efficiency/ROBOT: closed_loop.json, table.md and curve.png. What is done is not
+done again: interrupt it when you like and start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from quickstart_stages import ROBOTS, drive, finetune, record, stage
+from scipy.stats import fisher_exact
+
+from vla_adapt.evaluation.interval import rate_text
+from vla_adapt.evaluation.local_server import local_server
+from vla_adapt.resources import base_dir
+
+HELD_OUT, SEED = 6, 2  # of other starts than the quickstart's episodes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: `recipe` on the first `episodes` recorded ones.
+
+    The recipes are the quickstart's controls, for whichever robot the episodes are of.
+    """
+
+    way: str
+    recipe: str
+    episodes: int
+    steps: int
+
+    @property
+    def label(self) -> str:
+        return f"{self.way}, {self.episodes} episodes"
+
+
+LORA, SCRATCH = "control_ur5e_lora", "control_ur5e_scratch"
+CELLS = (
+    Cell("LoRA", LORA, 10, 1000),
+    Cell("LoRA", LORA, 50, 1000),
+    Cell("from scratch", SCRATCH, 50, 1000),
+    Cell("from scratch", SCRATCH, 1000, 3000),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--robot", choices=[name for name in ROBOTS if name != "franka_panda"], default="ur5e"
+    )
+    parser.add_argument("--starts", type=int, default=100, help="closed-loop episodes per cell")
+    arguments = parser.parse_args()
+    folder = Path("runs/data_efficiency") / arguments.robot
+    stage("record", f"{CELLS[-1].episodes} + {HELD_OUT} episodes of {arguments.robot}", "6 minutes")
+    most = max(cell.episodes for cell in CELLS)
+    record(arguments.robot, folder / "episodes", most, HELD_OUT, SEED)
+    rows = [driven(cell, arguments.robot, arguments.starts, folder) for cell in CELLS]
+    table = markdown(rows)
+    (folder / "table.md").write_text(table)
+    draw(rows, arguments.robot, folder / "curve.png")
+    print(f"\n{table}\nwrote {folder / 'table.md'} and {folder / 'curve.png'}")
+
+
+def driven(cell: Cell, robot: str, starts: int, folder: Path) -> dict:
+    """Train and drive one cell, unless that was done; its row."""
+    run = folder / f"{cell.way.replace(' ', '_').lower()}_{cell.episodes}"
+    stage("train", f"{robot}: {cell.label}, {cell.steps} steps", f"{cell.steps // 250} minutes")
+    finetune(
+        cell.recipe,
+        f"output={run}",
+        f"name={run.name}",
+        f"title='{robot}: {cell.label}'",
+        f"mixture.0.path={folder / 'episodes' / f'{robot}_sim'}",
+        f"mixture.0.episodes={cell.episodes}",
+        f"train.steps={cell.steps}",
+    )
+    out = run / "closed_loop.json"
+    rows = json.loads(out.read_text()) if out.is_file() else []
+    if (
+        not rows
+        or rows[0]["episodes"] != starts
+        or out.stat().st_mtime < (run / "summary.json").stat().st_mtime
+    ):
+        out.unlink(missing_ok=True)
+        base = run / "model" if (run / "model").is_dir() else base_dir("tiny")
+        with local_server(base, run / "bundles", run / "server.url") as url:
+            drive(url, robot, cell.label, starts, out)
+        rows = json.loads(out.read_text())
+    error = json.loads((run / "open_loop.json").read_text())[0]["error"]
+    return {
+        **rows[0],
+        "way": cell.way,
+        "train_episodes": cell.episodes,
+        "steps_trained": cell.steps,
+        "error": error,
+    }
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table, and whether LoRA on few beats training from scratch on most."""
+    lines = [
+        "| trained | episodes | steps | held-out error | closed-loop success |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        cells = (row["way"], row["train_episodes"], row["steps_trained"], f"{row['error']:.3f}", success(row))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    few = max((row for row in rows if row["way"] == "LoRA"), key=lambda row: row["train_episodes"])
+    many = max((row for row in rows if row["way"] != "LoRA"), key=lambda row: row["train_episodes"])
+    counts = [[row["successes"], row["episodes"] - row["successes"]] for row in (few, many)]
+    chance = float(fisher_exact(counts).pvalue)  # type: ignore[attr-defined]
+    better = few["successes"] / few["episodes"] > many["successes"] / many["episodes"]
+    verdict = "better than" if better else "not better than"
+    lines.append(
+        f"\n{few['label']}: {verdict} {many['label']} (p = {chance:.2g}, Fisher's exact test, two-sided; one "
+        "training seed)"
+    )
+    return "\n".join(lines) + "\n"
+
+
+def success(row: dict) -> str:
+    return rate_text(row["successes"], row["episodes"])
+
+
+def draw(rows: list[dict], robot: str, file: Path) -> None:
+    """Success over the number of episodes, with 95 % Wilson intervals."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(6, 4), layout="constrained")).subplots()
+    for way in dict.fromkeys(row["way"] for row in rows):
+        mine = [row for row in rows if row["way"] == way]
+        values = [100 * row["successes"] / row["episodes"] for row in mine]
+        spans = [[100 * bound for bound in row["interval_95"]] for row in mine]
+        below = [value - low for value, (low, _) in zip(values, spans, strict=True)]
+        above = [high - value for value, (_, high) in zip(values, spans, strict=True)]
+        axes.errorbar(
+            [row["train_episodes"] for row in mine], values, [below, above], marker="o", capsize=4, label=way
+        )
+    axes.set(xscale="log", xlabel="episodes", ylabel="closed-loop success, %", ylim=(0, 100), title=robot)
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+if __name__ == "__main__":
+    main()

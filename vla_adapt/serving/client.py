@@ -235,7 +235,8 @@ def _limit_sending(connection: socket.socket, seconds: float | int) -> None:
     whole_ms = max(1, round(1000 * seconds))
     windows = sys.platform == "win32"
     value = whole_ms if windows else struct.pack("ll", whole_ms // 1000, whole_ms % 1000 * 1000)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    with contextlib.suppress(OSError):  # closed meanwhile: the next send tells, in its own words
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def is_local(url: str) -> bool:

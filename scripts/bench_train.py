@@ -17,7 +17,7 @@ do without (`training.flop_count`) per second, over the best rate of a large pro
 With --processes N only baseline and ours, on N processes under torch's DDP (gloo, or NCCL and a GPU each):
 there `finetune.py` wraps the model with find_unused_parameters and gradients as views of buckets.
 
-Of this package's dependencies it needs torch, transformers, peft, accelerate, pydantic and jaxtyping only.
+Beside torch, transformers, peft and accelerate it needs pydantic, jaxtyping and Pillow.
 On a GPU the model has OpenVLA-7B's shape and random bf16 weights made there, and batches grow until memory
 ends.
 """

@@ -70,7 +70,7 @@ def test_the_arithmetic_is_counted_right(bench: Any, name: str):
         loss.backward()
     bench.model.zero_grad(set_to_none=True)
     counted = sum(step_flops(bench.model.config, script.work_of(bench)[name]).values())
-    assert counted == counter.get_total_flops()
+    assert counted == pytest.approx(counter.get_total_flops(), rel=1e-5)  # see `test_flop_count`
 
 
 def test_one_more_vision_block_runs_and_changes_nothing(bench: Any):

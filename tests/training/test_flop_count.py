@@ -20,9 +20,9 @@ from vla_adapt.training.learner import Learner
 from vla_adapt.types import NUM_SLOTS
 
 LANGUAGE_MODEL = r"language_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
-
 ROBOT, RANK = "franka_panda", 32
+# Rotary angles are a product of matrices in older versions of transformers: 2e-6 of a tiny step.
+SLACK = 1e-5
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def test_the_count_is_what_pytorch_counts(tiny_model, batch, monkeypatch, folded
     if not folded:
         monkeypatch.setattr(adapted_linear, "fold_is_cheaper", lambda *_: False)
     parts = step_flops(tiny_model.config, replace(sizes_of(batch), folded=folded))
-    assert sum(parts.values()) == counted(tiny_model, batch, "all_linear")
+    assert sum(parts.values()) == pytest.approx(counted(tiny_model, batch, "all_linear"), rel=SLACK)
 
 
 def test_frozen_towers_and_weights_have_no_backward_pass(tiny_model, batch):
     parts = step_flops(tiny_model.config, replace(sizes_of(batch), vision=False, folded=True))
-    assert sum(parts.values()) == counted(tiny_model, batch, LANGUAGE_MODEL)
+    assert sum(parts.values()) == pytest.approx(counted(tiny_model, batch, LANGUAGE_MODEL), rel=SLACK)
 
 
 def test_openvla_7b_costs_two_passes_of_its_weights_and_three_of_its_adapters():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -195,10 +196,10 @@ def test_one_written_before_a_key_was_added_is_still_of_this_recipe(make_recipe:
 def test_other_software_is_said(make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = make_recipe(str(tmp_path))
     save(keeper(recipe), 3)
+    python = platform.python_version()
     monkeypatch.setattr("platform.python_version", lambda: "3.99")
     (note,) = keeper(recipe).restore(make(0)).notes
-    assert note.startswith("changed since the checkpoint: python 3.11")
-    assert note.endswith("-> 3.99")
+    assert note.startswith(f"changed since the checkpoint: python {python} -> 3.99")
 
 
 def test_diverged_weights_leave_the_last_good_checkpoint(make_recipe: MakeRecipe, tmp_path: Path):

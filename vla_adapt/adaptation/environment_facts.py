@@ -27,7 +27,8 @@ _CPU_INFO, _DRIVER = Path("/proc/cpuinfo"), Path("/proc/driver/nvidia/version")
 def environment_facts(world: int) -> dict[str, Any]:
     """Facts of this process's machine and software, and of how many processes there are."""
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        # A CUDA wheel of torch leaves out of its metadata which CUDA it is for.
+        "packages": {name: _version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),

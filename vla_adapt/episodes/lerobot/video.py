@@ -65,7 +65,7 @@ class VideoFrames:
             if found is None or abs(_time(found) - time_s) > 0.5 / rate_hz:
                 near = "none" if found is None else f"the nearest is at {_time(found):.4f} s"
                 raise ValueError(f"{path}: no frame at {time_s:.4f} s ({near}); it is too short or damaged")
-            return found.to_ndarray(format="rgb24")
+            return found.to_ndarray(format="rgb24", threads=1)
 
     def _file(self, path: Path) -> _OpenVideo:
         video = self._open.get(path)
@@ -99,7 +99,8 @@ class _OpenVideo:
             self._stream = self._container.streams.video[0]
         except (FFmpegError, OSError, IndexError) as error:
             raise ValueError(f"{path}: not a readable video ({_reason(error)}); copy it again") from None
-        self._stream.codec_context.thread_count = 1  # one process decodes on one core; and forks stay safe
+        # One process decodes on one core; and a fork would wait for threads that it does not have.
+        self._stream.codec_context.thread_count = 1
         self._frames: Iterator[VideoFrame] = iter(())
         self._last: VideoFrame | None = None
 

@@ -25,6 +25,8 @@ from vla_adapt.evaluation.ablation_run import Judging, run_ablation
 from vla_adapt.evaluation.ablation_table import STYLES, markdown, rich_tables
 from vla_adapt.evaluation.seed_comparison import Comparison
 from vla_adapt.recipe import Recipe
+from vla_adapt.training.finished_run import finished_recipe
+from vla_adapt.training.recipe_change import changed_keys
 
 FINETUNE = Path(__file__).with_name("finetune.py")
 
@@ -43,8 +45,10 @@ def main() -> None:
         launch = shlex.split(arguments.launch) if arguments.launch else [sys.executable]
 
         def train(cell: Cell) -> None:
-            if not finished(cell, recipes[cell]):
-                finetune(launch, ablation.recipe, cell)
+            saved = finished_recipe(cell.folder)
+            changed = saved is not None and bool(changed_keys(saved, recipes[cell]))
+            if saved is None or changed:
+                finetune(launch, ablation.recipe, cell, fresh=changed)
 
         results = []
         for result in run_ablation(ablation, arguments.seeds, train, judging):
@@ -75,14 +79,11 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def finished(cell: Cell, recipe: Recipe) -> bool:
-    file = cell.folder / "summary.json"
-    return file.is_file() and json.loads(file.read_text())["recipe"] == recipe.to_text()
-
-
-def finetune(launch: list[str], recipe: str, cell: Cell) -> None:
+def finetune(launch: list[str], recipe: str, cell: Cell, fresh: bool) -> None:
     changes = [word for override in cell.overrides for word in ("--set", override)]
-    ended = subprocess.run([*launch, str(FINETUNE), recipe, *changes], check=False)
+    ended = subprocess.run(
+        [*launch, str(FINETUNE), recipe, *changes, *(["--fresh"] if fresh else [])], check=False
+    )
     if ended.returncode:
         raise SystemExit(
             f"ablate: training of {cell} ended with status {ended.returncode}, see above; started again, the "

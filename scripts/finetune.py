@@ -31,7 +31,7 @@ def main() -> None:
         "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override a key"
     )
     parser.add_argument(
-        "--fresh", action="store_true", help="forget an earlier, unfinished run in the same folder"
+        "--fresh", action="store_true", help="forget what an earlier run left in the same folder"
     )
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):

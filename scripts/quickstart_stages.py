@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 
 from vla_adapt.evaluation.local_server import local_server
+from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
+from vla_adapt.training.finished_run import finished_recipe
+from vla_adapt.training.recipe_change import changed_keys
 
 RUN = Path("runs/quickstart")
 READY = RUN / "server.url"
@@ -94,6 +97,10 @@ def record(robot: str, folder: Path, episodes: int, held_out: int, seed: int, *o
 def finetune(recipe: str, *overrides: str) -> None:
     launch = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     changes = [word for override in overrides for word in ("--set", override)]
+    loaded = Recipe.load(recipe, [*overrides])
+    saved = finished_recipe(Path(loaded.output))
+    if saved is not None and changed_keys(saved, loaded):  # of another version of the recipe
+        changes.append("--fresh")
     run(*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "scripts/finetune.py", recipe, *changes)
 
 

@@ -26,6 +26,7 @@ from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.compiled import compiled_blocks
 from vla_adapt.training.determinism import deterministic
+from vla_adapt.training.finished_run import SUMMARY, is_finished
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import launched_way, start_accelerator
 from vla_adapt.training.learner import INVARIANCE
@@ -51,26 +52,26 @@ from vla_adapt.training.stage_switch import StageSwitch
 from vla_adapt.training.stop_signal import Stopped, StopSignal, spare_once
 from vla_adapt.training.trackers import Trackers
 
-DONE = "summary.json"
-
 
 def train(recipe: Recipe, fresh: bool = False) -> Path:
     """Run a recipe and leave its folder: bundles, metrics, resolved recipe, open-loop table, drawn episodes.
 
     A finished run of the same recipe is left alone; an interrupted one resumes at its last checkpoint.
+    `fresh` forgets both, and replaces what a run of another recipe left.
 
     Returns:
         The output folder.
 
     Raises:
-        ValueError: a recipe that does not fit data, base or launch; a loss that is not finite; a checkpoint
-            that cannot be written or read; another process that failed (`RankLost`).
+        ValueError: a recipe that does not fit data, base or launch; a folder of another recipe; a loss that
+            is not finite; a checkpoint that cannot be written or read; another process that failed
+            (`RankLost`).
         Stopped: SIGTERM or SIGUSR1 came; a checkpoint is saved.
     """
     folder = Path(recipe.output).expanduser()
     with deterministic(recipe.train.deterministic):
         accelerator = start_accelerator(recipe.train.precision, timedelta(seconds=recipe.train.patience_s))
-        if _finished(folder, recipe) and not fresh:
+        if not fresh and is_finished(folder, recipe):
             accelerator.print(
                 f"{folder} holds the finished run of this recipe already; --fresh trains it again"
             )
@@ -104,6 +105,7 @@ def _train(run: Run, recipe: Recipe, fresh: bool) -> None:
     started = time.perf_counter()
     with run_lock(run.ranks, run.folder):
         run.keeper.find(fresh)
+        run.ranks.on_main(lambda: (run.folder / SUMMARY).unlink(missing_ok=True))
         run.ranks.on_main(lambda: replace_text(run.folder / "recipe.yaml", recipe.to_text()))
         setting = run.ranks.main_first(partial(prepare, recipe))
         _announce(run, setting)
@@ -128,8 +130,9 @@ def _leave(run: Run, setting: Setting, started: float) -> None:
         "robots": trained_with(setting),
         "trained": setting.trained,
     }  # fmt: skip
-    replace_text(run.folder / DONE, json.dumps(summary, indent=1))
-    print(f"{run.folder}: {len(results)} robots, {seconds:.0f} s")
+    replace_text(run.folder / SUMMARY, json.dumps(summary, indent=1))
+    robots = len(setting.robots)
+    print(f"{run.folder}: {robots} {'robot' if robots == 1 else 'robots'}, {seconds:.0f} s")
 
 
 def _run_steps(run: Run, setting: Setting) -> None:
@@ -319,11 +322,6 @@ def _judge(setting: Setting, recipe: Recipe) -> list[OpenLoopResult]:
 
 def _write_open_loop(folder: Path, results: list[OpenLoopResult]) -> None:
     (folder / "open_loop.json").write_text(json.dumps([result.to_dict() for result in results], indent=1))
-
-
-def _finished(folder: Path, recipe: Recipe) -> bool:
-    file = folder / DONE
-    return file.is_file() and json.loads(file.read_text())["recipe"] == recipe.to_text()
 
 
 def _announce(run: Run, setting: Setting) -> None:

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from pydantic import ValidationError
 
 from vla_adapt.adaptation.environment_facts import ENVIRONMENT, changed_facts, environment_facts
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.checkpoint_folder import CheckpointFolder, write_manifest, written_facts
 from vla_adapt.training.ranks import Ranks
+from vla_adapt.training.recipe_change import changed_keys
 from vla_adapt.training.run_state import Gathered, RunState
 
 PROGRESS, RECIPE = "progress.json", "recipe.yaml"
@@ -166,12 +165,7 @@ class CheckpointKeeper:
 
     def _refuse_another_recipe(self, step: int) -> None:
         path = self.folder.path(step)
-        text = (path / RECIPE).read_text()
-        try:
-            theirs = Recipe.model_validate(yaml.safe_load(text)).training_text()
-        except ValidationError:  # written by another version of this package
-            theirs = text
-        differs = _differences(theirs, self._recipe.training_text())
+        differs = changed_keys((path / RECIPE).read_text(), self._recipe, training_only=True)
         if differs:
             raise ValueError(
                 f"{path} is of another recipe, which differs in {', '.join(differs)}; make them equal to go "
@@ -205,18 +199,3 @@ class CheckpointKeeper:
             raise ValueError(f"{path} is not there: all machines of a run must share its output folder")
         state.read(path, self._ranks.rank)
         return json.loads((path / PROGRESS).read_text())
-
-
-def _differences(one: str, two: str) -> list[str]:
-    """Dotted keys in which two recipes differ."""
-    left, right = _flat(yaml.safe_load(one)), _flat(yaml.safe_load(two))
-    absent = object()
-    return [key for key in {**left, **right} if left.get(key, absent) != right.get(key, absent)]
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested mappings and lists by dotted key."""
-    if isinstance(tree, dict | list) and tree:
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-        return {key: leaf for name, part in items for key, leaf in _flat(part, f"{prefix}.{name}").items()}
-    return {prefix.removeprefix("."): tree}

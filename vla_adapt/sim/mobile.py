@@ -38,9 +38,9 @@ class MobileWorld(World):
     def _view_now(self, camera: str) -> CameraView | str:
         """The camera rides on the robot; the task gives its view in the frame of the arm's base."""
         view = self._views[camera]
-        return (
-            view if isinstance(view, str) else view.carried(self.arms[0].base_pose()[0], self.base_heading())
-        )
+        if isinstance(view, str):
+            return view
+        return view.carried(self.arms[0].base_pose()[0], self.base_heading())
 
     def _place_base(self, rng: np.random.Generator) -> None:
         prefix = self._env.robots[0].robot_model.base.naming_prefix

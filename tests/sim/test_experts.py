@@ -4,7 +4,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_adapt.sim.experts import GRASPS, above, arm_action, at_grasp, downward, nearest_yaw, rotation_error
+from vla_adapt.sim.experts import (
+    DRIVE_GAIN,
+    GRASPS,
+    WITHIN_REACH_M,
+    above,
+    arm_action,
+    at_grasp,
+    downward,
+    make_expert,
+    nearest_yaw,
+    rotation_error,
+)
+from vla_adapt.sim.make_world import make_world
+from vla_adapt.sim.mobile import is_driving
 
 GRASP = GRASPS["franka_panda"]
 STILL = np.zeros(3)
@@ -54,3 +67,27 @@ def test_a_closing_gripper_tolerates_a_slip_that_an_open_one_does_not():
 def test_arm_actions_are_clipped_and_keep_the_gripper_command():
     action = arm_action(np.array([1.0, -1.0, 0.001]), STILL, -1.0)
     np.testing.assert_allclose(action, [1, -1, 0.05, 0, 0, 0, -1])
+
+
+@pytest.mark.slow
+def test_a_parked_base_is_asked_by_the_same_law_as_a_driving_one_but_too_slowly_to_move():
+    pytest.importorskip("robosuite")
+    world = make_world("mobile_panda", seed=2)
+    expert, driven, parked = make_expert(world), [], []
+    try:
+        while not world.success():
+            error = np.append(world.object_position()[:2] - WITHIN_REACH_M, -world.base_heading())
+            action = expert()
+            (driven if is_driving(action[7:]) else parked).append((action, error))
+            world.step(action)
+            assert world.steps < world.max_steps
+    finally:
+        world.close()
+    assert len(driven) > 10
+    assert len(parked) > 10
+    assert all((action[:6] == 0).all() for action, _ in driven)
+    assert all((action[7:] != 0).all() for action, _ in parked)
+    for action, error in driven + parked:
+        wanted = DRIVE_GAIN * error
+        assert (np.sign(action[7:]) == np.sign(wanted)).all()
+        assert (np.abs(action[7:]) <= np.abs(wanted) + 1e-9).all()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vla_adapt.sim.make_world import make_world
-from vla_adapt.sim.mobile import DRIVING_SPEED
+from vla_adapt.sim.mobile import DRIVING_SPEED, is_driving
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +51,28 @@ def test_slower_commands_leave_the_base_parked_and_the_arm_free(world):
     moved, gripper = drive(world, np.full(3, 0.9 * DRIVING_SPEED), arm=0.3, steps=10)
     assert np.abs(moved).max() < 0.01
     assert np.abs(gripper).max() > 0.02
+
+
+def test_the_camera_rides_on_the_base(world):
+    world.reset(3)
+    start = world.render()
+    seen = []
+    for velocity in ([0.4, 0.3, 0.4], [-0.2, 0.4, -0.3]):
+        for _ in range(10):
+            world.step(np.array([*np.zeros(6), -1.0, *velocity]))
+        view = world._view_now("primary")
+        lookat = world.arms[0].into_base(np.array(view.lookat_m))
+        np.testing.assert_allclose(lookat, world.task.view.lookat_m, atol=1e-6)
+        seen.append(world.render())
+    assert np.abs(seen[0].astype(int) - start).mean() > 1  # the table moves in the image
+    assert np.abs(seen[1].astype(int) - seen[0]).mean() > 1
+
+
+@pytest.mark.parametrize(("velocity", "obeys"), [(0.9 * DRIVING_SPEED, range(7)), (0.5, range(6, 10))])
+def test_either_the_arm_or_the_base_obeys_and_always_the_gripper(world, velocity, obeys):
+    action = np.full(10, 0.7)
+    action[7:] = [0.0, -velocity, 0.1]
+    expected = np.zeros(10)
+    expected[list(obeys)] = action[list(obeys)]
+    np.testing.assert_array_equal(world.obeyed(action), expected)
+    assert is_driving(action[7:]) == (velocity > DRIVING_SPEED)

@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vla_adapt.sim.rendering import cluster_faces
+from vla_adapt.sim.rendering import CameraView, cluster_faces
 
 
 def grid_mesh(n):
@@ -44,3 +45,14 @@ def test_thinned_faces_are_valid_and_never_more(seed, cell):
     assert np.all(np.diff(rows) > 0)
     assert ((thinned >= 0) & (thinned < len(vertices))).all()
     assert all(len(set(face)) == 3 for face in thinned.tolist())
+
+
+@given(st.tuples(*[st.floats(-2, 2)] * 3), st.floats(-3, 3))
+def test_a_carried_view_keeps_its_place_in_the_frame_that_carries_it(position, heading):
+    view = CameraView((0.5, 0.1, -0.03), 0.6, 150.0, -32.0)
+    seen = view.carried(np.array(position), heading)
+    c, s = np.cos(heading), np.sin(heading)
+    into_frame = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
+    np.testing.assert_allclose(into_frame @ (np.array(seen.lookat_m) - position), view.lookat_m, atol=1e-9)
+    assert seen.azimuth_deg - np.degrees(heading) == pytest.approx(150.0)
+    assert (seen.distance_m, seen.elevation_deg, seen.fovy_deg) == (0.6, -32.0, 40.0)

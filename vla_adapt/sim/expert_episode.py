@@ -38,7 +38,7 @@ def expert_episode(world: World, seed: int, noise: bool = True, slips: bool = Tr
         actions.append(action)
         states.append(world.observe_state())
         poses.append(world.object_pose())
-        world.step(action if disturb is None else disturb(action))
+        world.step(action if disturb is None else disturb(world.obeyed(action)))
         if success_at is None and world.success():
             success_at = world.steps
     return EpisodeData(

@@ -23,7 +23,7 @@ from vla_adapt.sim.recorder import RecorderPool, load_cached, prepare_cache
 from vla_adapt.sim.simulator import load_robosuite
 from vla_adapt.sim.tasks import find_task
 
-RECORDER_VERSION = 3  # raise when the same settings would record something else
+RECORDER_VERSION = 4  # raise when the same settings would record something else
 FIRST_SEED = {"train": 10_000_000, "val": 20_000_000}
 SEEDS_PER_RECORDING = 100_000  # recordings with different `seed` share no episode
 MAX_SEED = 99

@@ -8,7 +8,8 @@ only cost time are hidden, and shadows, reflections and multi-sampling are off: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -24,9 +25,9 @@ VISUAL_GROUP = 1  # robosuite's group of visual geoms
 
 @dataclass(frozen=True)
 class CameraView:
-    """A camera fixed in the world, looking at a point.
+    """A camera looking at a point, fixed in the world or in the frame of a robot's base.
 
-    `lookat_m` [3] world frame, `distance_m` to it, `azimuth_deg` (0 looks along +x, 90 along +y),
+    `lookat_m` [3] in that frame, `distance_m` to it, `azimuth_deg` (0 looks along +x, 90 along +y),
     `elevation_deg` (negative looks down), `fovy_deg` vertical field of view.
     """
 
@@ -35,6 +36,15 @@ class CameraView:
     azimuth_deg: float
     elevation_deg: float
     fovy_deg: float = 40.0
+
+    def carried(self, position_m: Float[np.ndarray, " 3"], heading_rad: float) -> CameraView:
+        """This view of the frame of an upright base, in the world while the base stands there."""
+        cos, sin = math.cos(heading_rad), math.sin(heading_rad)
+        x, y, z = self.lookat_m
+        ahead = position_m + np.array([cos * x - sin * y, sin * x + cos * y, z])
+        return replace(
+            self, lookat_m=tuple(ahead.tolist()), azimuth_deg=self.azimuth_deg + math.degrees(heading_rad)
+        )
 
 
 class SceneRenderer:

@@ -51,7 +51,8 @@ class SimTask:
         environment: robosuite task; `robots`: robosuite robot(s); `options`: more for robosuite.make.
         max_steps: control steps (20 Hz) after which an attempt counts as failed.
         instructions: paraphrases, one is drawn per episode.
-        view: the primary camera. `wrist_camera`: the model's own camera on the gripper, or None.
+        view: the primary camera: in the world, or of a mobile robot, which carries it on a boom, in the frame
+            of the base of its arm. `wrist_camera`: the model's own camera on the gripper, or None.
         hidden: bodies or geoms (parts of names) that are not drawn: heavy and of no use to the task.
         colors: plain colors of geoms whose names start so.
         spread_m: the object is placed uniformly within +- this of the table's center, in x and y.
@@ -127,7 +128,8 @@ TASKS: dict[str, SimTask] = {
             robots=("PandaOmron",),
             max_steps=150,
             instructions=DRIVE_INSTRUCTIONS,
-            view=CameraView((-0.28, 0.0, 0.80), 1.0, 180.0, -40.0, 54.0),
+            # To the arm as the Franka's, so that what is known of its images holds; shows no cube far away.
+            view=CameraView((0.53, 0.0, -0.03), 0.6, 180.0, -32.0),
             base_start_m=(0.4, 0.6, 0.15),
             base_start_rad=0.2,
         ),

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.sim.arms import Arm
-from vla_adapt.sim.rendering import SceneRenderer, hide_bodies, paint_geoms, thin_meshes
+from vla_adapt.sim.rendering import CameraView, SceneRenderer, hide_bodies, paint_geoms, thin_meshes
 from vla_adapt.sim.simulator import load_robosuite
 from vla_adapt.sim.tasks import SimTask
 
@@ -71,7 +71,7 @@ class World:
             paint_geoms(self._model, self.task.colors)
             thin_meshes(self._model, MESH_CELL_M)
             self._renderer = SceneRenderer(self._model, self._data, self.image_size)
-        return self._renderer.render(self._views[camera])
+        return self._renderer.render(self._view_now(camera))
 
     def step(self, native_action: Float[np.ndarray, " D"]) -> None:
         """Run one control step (50 ms) with an action of the embodiment.
@@ -92,6 +92,10 @@ class World:
             sim.step2()
         sim.forward()
         self.steps += 1
+
+    def obeyed(self, native_action: Float[np.ndarray, " D"]) -> Float[np.ndarray, " D"]:
+        """The action with 0 where the robot would not move: all of it is obeyed here."""
+        return native_action
 
     def success(self) -> bool:
         """Whether the simulator judges the task done now (object lifted)."""
@@ -128,8 +132,12 @@ class World:
             self._renderer = None
         self._env.close()
 
-    def _camera_views(self) -> dict[str, Any]:
-        known: dict[str, Any] = {"primary": self.task.view}
+    def _view_now(self, camera: str) -> CameraView | str:
+        """Where that camera is now: in the world, or the model's own."""
+        return self._views[camera]
+
+    def _camera_views(self) -> dict[str, CameraView | str]:
+        known: dict[str, CameraView | str] = {"primary": self.task.view}
         if self.task.wrist_camera:
             known["wrist"] = self.task.wrist_camera
         missing = [camera for camera in self.cameras if camera not in known]

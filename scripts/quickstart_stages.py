@@ -91,7 +91,7 @@ def pretrain() -> None:
 
 def record(robot: str, folder: Path, episodes: int, held_out: int, seed: int, *options: str) -> None:
     counts = ("--episodes", str(episodes), "--held-out", str(held_out), "--seed", str(seed))
-    run("vla-adapt", "sim", "record", robot, "--out", str(folder), *counts, *options)
+    run("vla-adapt", "sim", "record", robot, "--out", str(folder), "--overwrite", *counts, *options)
 
 
 def finetune(recipe: str, *overrides: str) -> None:

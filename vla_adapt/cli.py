@@ -223,14 +223,19 @@ def sim_record(
     slips: Annotated[
         bool, typer.Option(help="with noise: grippers slip too, so that retries are recorded")
     ] = True,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="replace a recording of other settings or of an older simulator"),
+    ] = False,
 ) -> None:
     """Record scripted-expert episodes as RLDS. Example: vla-adapt sim record ur5e --out runs/d"""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from vla_adapt.sim.record import record
 
     result = record(
-        robot, {"train": episodes, "val": held_out}, out, seed=seed, noise=noise, slips=slips, workers=workers
-    )
+        robot, {"train": episodes, "val": held_out}, out, seed=seed, noise=noise, slips=slips,
+        workers=workers, overwrite=overwrite,
+    )  # fmt: skip
     state = (
         "already recorded"
         if result.reused

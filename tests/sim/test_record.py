@@ -69,7 +69,7 @@ def test_a_finished_recording_is_reused_only_with_the_same_settings(tmp_path):
     (path / MANIFEST).write_text(json.dumps({"settings": settings, "steps": 12}))
     assert _finished(path, settings, may_replace=False) == {"steps": 12}
     assert _finished(path, settings | {"seed": 1}, may_replace=True) is None
-    with pytest.raises(ValueError, match="other settings; pass overwrite=True or another out_dir"):
+    with pytest.raises(ValueError, match="other settings; choose another folder, or replace it"):
         _finished(path, settings | {"seed": 1}, may_replace=False)
 
 

@@ -169,4 +169,7 @@ def _finished(path: Path, settings: Mapping[str, Any], may_replace: bool) -> dic
         return stored
     if may_replace:
         return None
-    raise ValueError(f"{path} holds a recording with other settings; pass overwrite=True or another out_dir")
+    raise ValueError(
+        f"{path} holds a recording with other settings; choose another folder, or replace it "
+        "(overwrite=True, --overwrite)"
+    )

@@ -43,7 +43,7 @@ ENVIRONMENT = {**os.environ, **QUIET, "OMP_NUM_THREADS": "1", "PATH": PATH}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--controls", action="store_true", help="also train and drive the controls (about 30 minutes)"
+        "--controls", action="store_true", help="also train and drive the controls (about 20 minutes)"
     )
     parser.add_argument(
         "--pretrain", action="store_true", help="rebuild the shipped tiny base first (about 25 minutes)"

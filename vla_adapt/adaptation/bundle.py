@@ -272,8 +272,9 @@ class Bundle:
 def golden_tolerance(head: ActionHead, rounded: bool) -> float:
     """How far from the golden chunk actions may be, in half action ranges.
 
-    1e-3; 0.1 where one side computes in bfloat16 and the other does not (`rounded`): of trained policies that
-    moved actions by up to 0.034. Token heads may fall into a neighboring bin: at least two of 256 bins.
+    1e-3; 0.1 where one side computes in bfloat16 and the other does not (`rounded`): that moved the actions
+    of trained policies by up to 0.034. Token heads may fall into a neighboring bin: at least two of 256 bins.
+    Where two tokens are nearly as likely they may also jump further, which is not told from a damage.
     """
     rounding = 0.1 if rounded else 1e-3
     return max(rounding, 2 * 2 / 255) if head.config.kind == "tokens" else rounding

@@ -56,12 +56,12 @@ class LingeringWebSocket(WebSocketsSansIOProtocol):
         """Drops what this connection holds and begins to close it."""
         self.conn.fail(1013, "too many large messages are arriving at once; try again later")
         self.held, self.frames = 0, []
-        while not self.queue.empty():
-            self.queue.get_nowait()
         if self.conn.close_sent is None:  # it sends before it was accepted
             self.transport.close()
-        else:
-            self.handle_parser_exception()
+            return
+        while not self.queue.empty():
+            self.queue.get_nowait()
+        self.handle_parser_exception()
 
     def handle_parser_exception(self) -> None:
         """Sends the close code (1009 too large, 1002 malformed, ...) and begins to drop what follows."""

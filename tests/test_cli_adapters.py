@@ -46,6 +46,26 @@ def test_list_show_and_verify(run, finished_run: Path, random_base: Path, tmp_pa
     assert out.count("golden pair replayed") == 1
 
 
+def test_bases_in_bfloat16(run, finished_run: Path, random_base: Path, monkeypatch: pytest.MonkeyPatch):
+    """Verified by the tolerance of bfloat16, and served; what cannot be is one line."""
+    words = (finished_run / "bundles", "--base", random_base)
+    code, out, _ = run("adapters", "verify", *words)
+    assert (code, out.count("(allowed 0.001)")) == (0, 2)
+    code, out, _ = run("adapters", "verify", *words, "--dtype", "bfloat16", "--device", "cpu")
+    assert (code, out.count("(allowed 0.1)")) == (0, 2)
+    code, _, err = run("adapters", "verify", *words, "--dtype", "bfloat61")
+    assert (code, "--dtype 'bfloat61': did you mean 'bfloat16'?" in err, err.count("\n")) == (2, True, 1)
+    code, _, err = run("adapters", "verify", *words, "--device", "abacus")
+    assert (code, "device 'abacus' cannot be used here" in err, err.count("\n")) == (2, True, 1)
+
+    served = []
+    monkeypatch.setattr("vla_adapt.serving.server.serve", lambda bank, *_, **__: served.append(bank))
+    words = ("serve", "--adapters", *words, "--device", "cpu")
+    assert [run(*words)[0], run(*words, "--dtype", "bfloat16")[0]] == [0, 0]
+    cards = [bank.robots()["ur5e"]["base_dtype"] for bank in served]
+    assert cards == ["float32", "bfloat16"]
+
+
 def test_merge(run, bundle: Path, random_base: Path, tmp_path: Path):
     words = ("adapters", "merge", bundle, "--base", random_base, "--out", tmp_path / "m")
     code, out, _ = run(*words)

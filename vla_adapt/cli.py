@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
-from vla_adapt.cli_adapters import Base, adapters_app
+from vla_adapt.cli_adapters import Base, Dtype, adapters_app, open_base
 from vla_adapt.cli_data import console, data_app
 from vla_adapt.cli_train import train
 
@@ -118,22 +118,19 @@ def serve(
     ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of the model; 0 leaves PyTorch's default")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU when there is one")] = "auto",
+    dtype: Dtype = "float32",
 ) -> None:
     """Serve every robot from one resident base. Example: vla-adapt serve --adapters runs/x/bundles"""
     import torch
 
     from vla_adapt.adaptation.bank import Bank
-    from vla_adapt.policy.device import usable_device
-    from vla_adapt.policy.openvla import OpenVLA
-    from vla_adapt.resources import base_dir
     from vla_adapt.serving.access import read_token
     from vla_adapt.serving.server import serve as run_server
 
     if threads:
         torch.set_num_threads(threads)
     token = read_token(token_file) if token_file else None
-    model = OpenVLA.from_pretrained(base_dir(base), device=usable_device(device)).eval()
-    bank = Bank.open(model, adapters, progress=print)
+    bank = Bank.open(open_base(base, dtype, device), adapters, progress=print)
 
     run_server(bank, host, port, token=token, ready_file=ready_file)
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,11 +18,17 @@ from rich.table import Table
 
 from vla_adapt.cli_data import console
 
+if TYPE_CHECKING:
+    from vla_adapt.policy.openvla import OpenVLA
+
 adapters_app = typer.Typer(
     no_args_is_help=True, help="Bundles. Example: vla-adapt adapters verify runs/x/bundles"
 )
 
 Base = Annotated[str, typer.Option("--base", help="'tiny' (shipped) or an OpenVLA checkpoint folder")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="of the base's weights: float32, or bfloat16 for half the memory")
+]
 BundleFolder = Annotated[Path, typer.Argument(help="one bundle folder", metavar="BUNDLE")]
 Out = Annotated[Path, typer.Option("--out", help="folder to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier call wrote there")]
@@ -56,17 +62,20 @@ def adapters_show(folder: Path) -> None:
 
 
 @adapters_app.command("verify")
-def adapters_verify(folder: Path, base: Base = "tiny") -> None:
+def adapters_verify(
+    folder: Path,
+    base: Base = "tiny",
+    dtype: Dtype = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto takes a GPU when there is one")] = "auto",
+) -> None:
     """Check files and base of every bundle in FOLDER and replay its golden observation -> action pair.
 
     Exit code 1 when one fails. Example: vla-adapt adapters verify runs/x/bundles --base openvla-7b
     """
     from vla_adapt.adaptation.bundle import Bundle
     from vla_adapt.adaptation.bundle_manifest import find_bundles
-    from vla_adapt.policy.openvla import OpenVLA
-    from vla_adapt.resources import base_dir
 
-    model = OpenVLA.from_pretrained(base_dir(base))
+    model = open_base(base, dtype, device)
     failed = 0
     for path in find_bundles(folder):
         try:
@@ -76,7 +85,8 @@ def adapters_verify(folder: Path, base: Base = "tiny") -> None:
             print(f"FAILED {error}")
         else:
             print(
-                f"ok     {result.robot}: golden pair replayed, {result.max_difference:.2g} of the range apart"
+                f"ok     {result.robot}: golden pair replayed, {result.max_difference:.2g} of the range "
+                f"apart (allowed {result.tolerance:.2g})"
             )
     if failed:
         raise SystemExit(1)
@@ -274,6 +284,22 @@ def adapters_push(
         )
         return
     print(f"uploaded {total}: {push(plan, private)}")
+
+
+def open_base(base: str, dtype: str, device: str) -> OpenVLA:
+    """The base that bundles are served from or verified on, as the options of these names ask for it.
+
+    Raises:
+        ValueError: no such checkpoint, another `dtype` than float32 and bfloat16, no such device here.
+    """
+    from vla_adapt.adaptation.merge import DTYPES
+    from vla_adapt.policy.device import usable_device
+    from vla_adapt.policy.openvla import OpenVLA
+    from vla_adapt.resources import base_dir
+
+    known = {name: DTYPES[name] for name in ("float32", "bfloat16")}
+    kind = _choice("--dtype", dtype, known)
+    return OpenVLA.from_pretrained(base_dir(base), kind, usable_device(device))
 
 
 def _choice(option: str, got: str, known: dict[str, Any]) -> Any:

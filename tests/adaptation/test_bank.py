@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.interpolate import interpn
 
 from vla_adapt.adaptation.bank import Bank
@@ -32,6 +33,19 @@ def test_robots_do_not_disturb_each_other(finished_run: Path, random_base: Path)
         assert together.shape == (4, bundles[name].embodiment.action_dim)
         assert np.allclose(alone, together, atol=1e-6)
         assert timing["policy_ms"] > 0
+
+
+def test_robots_do_not_disturb_each_other_in_bfloat16(finished_run: Path, random_base: Path):
+    """Swapped to and fro on one base, each gives what it gives alone; clients read what it computes in."""
+    base = OpenVLA.from_pretrained(random_base, torch.bfloat16)
+    bank = Bank.open(base, finished_run / "bundles")
+    for name in ("ur5e", "bimanual_panda", "ur5e"):
+        bundle = Bundle.load(finished_run / "bundles" / name)
+        alone = bundle.attach(OpenVLA.from_pretrained(random_base, torch.bfloat16)).act(observation(bundle))
+        together, _ = bank.act(name, observation(bundle))
+        assert together.dtype == np.float32
+        assert np.array_equal(alone, together)
+        assert bank.robots()[name]["base_dtype"] == "bfloat16"
 
 
 def test_bad_observations_are_named(finished_run: Path, random_base: Path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from vla_adapt.adaptation.bundle import Bundle, Golden
+from vla_adapt.adaptation.bundle import Bundle, Golden, golden_tolerance
 from vla_adapt.adaptation.method import activate
 from vla_adapt.adaptation.robot_policy import ObservationConfig
+from vla_adapt.policy.heads import HeadConfig, make_head
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 
@@ -57,6 +60,44 @@ def test_golden_pairs_are_made_and_replayed_without_tf32(bundle_dir: Path, base:
     Golden.record(policy, golden.image, golden.state, golden.prompt, golden.tolerance)
     assert seen == [False, False]
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("kind", ["tokens", "parallel", "readout", "flow"])
+def test_a_bfloat16_base_answers_within_the_wider_tolerance(
+    kind: str, make_bundle: Callable[..., Path], random_base: Path
+):
+    """In half the bytes, adapters too; heads stay float32. Its golden pair was recorded in float32."""
+    whole, narrow = (OpenVLA.from_pretrained(random_base, dtype) for dtype in (torch.float32, torch.bfloat16))
+    bundle = Bundle.load(
+        make_bundle(random_base, head=HeadConfig.model_validate({"kind": kind, "horizon": 2}))
+    )
+    policy, golden = bundle.attach(whole), bundle.golden
+    assert golden is not None
+    for name, weight in policy.head.named_parameters():
+        if name in ("fc2.weight", "expert.leave.weight"):  # a fresh head answers next to nothing
+            weight.data.mul_(10)
+    bundle.head = policy.head
+    bundle.golden = Golden.record(policy, golden.image, golden.state, golden.prompt, 1e-3)
+
+    result = bundle.verify(narrow)
+    assert (result.tolerance, result.dtype) == (0.1, torch.bfloat16)
+    assert result.max_difference > (-1 if kind == "tokens" else 1e-5), "the same numbers: nothing was rounded"
+    assert {weight.dtype for weight in narrow.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in policy.head.parameters()} <= {torch.float32}
+    assert sum(w.nbytes for w in whole.parameters()) == 2 * sum(w.nbytes for w in narrow.parameters())
+
+    bundle.golden = replace(bundle.golden, tolerance=0.3)
+    assert bundle.verify(narrow).tolerance == 0.3
+    bundle.golden = replace(bundle.golden, actions=bundle.golden.actions + 1.0, tolerance=1e-3)
+    with pytest.raises(ValueError, match=r"allowed on a base in bfloat16 0\.1\); .* verify it in float32"):
+        bundle.verify(narrow)
+
+
+def test_a_golden_token_may_be_a_neighbor_at_least(base: OpenVLA):
+    tokens, parallel = (make_head(HeadConfig(kind=kind), base) for kind in ("tokens", "parallel"))
+    assert golden_tolerance(tokens, rounded=False) == 4 / 255
+    assert golden_tolerance(parallel, rounded=False) == 1e-3
+    assert golden_tolerance(tokens, rounded=True) == golden_tolerance(parallel, rounded=True) == 0.1
 
 
 def test_load_save_round_trip(bundle_dir: Path, base: OpenVLA, tmp_path: Path):

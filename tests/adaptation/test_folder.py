@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from vla_adapt.adaptation.folder import atomic_folder, claim_folder, told_disk_errors
+from vla_adapt.adaptation.folder import atomic_folder, claim_folder, sweep, told_disk_errors
 
 
 def test_replaces_whole(tmp_path: Path):
@@ -28,6 +30,94 @@ def test_failure_leaves_the_older_one(tmp_path: Path):
         raise OSError("disk full")
     assert (target / "file").read_text() == "one"
     assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
+
+
+def write(target: Path, text: str) -> None:
+    with atomic_folder(target) as aside:
+        for name in ("first", "second"):
+            (aside / name).write_text(text)
+
+
+def texts(folder: Path) -> set[str]:
+    """Of a folder that `write` made whole."""
+    assert {file.name for file in folder.iterdir()} == {"first", "second"}
+    return {file.read_text() for file in folder.iterdir()}
+
+
+def killed_before(operation: int, target: Path, text: str) -> bool:
+    """`write` in a process that is killed before so many operations on files; False: it got to its end."""
+    child = os.fork()
+    if not child:
+        left = operation
+
+        def deadly(genuine):
+            def counted(*arguments, **options):
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os._exit(9)
+                return genuine(*arguments, **options)
+
+            return counted
+
+        for name in ("mkdir", "rename", "rmdir", "unlink", "fsync", "chmod", "open"):
+            setattr(os, name, deadly(getattr(os, name)))
+        write(target, text)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_a_kill_at_any_step_loses_nothing(tmp_path: Path):
+    """Above all between the two renames, when the older folder is the only copy and lies to one side."""
+    seen: list[set[str]] = []
+    operation, put_back, died = 0, 0, True
+    while died:
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        target = tmp_path / "run" / "model"
+        write(target, "older")
+        died = killed_before(operation, target, "newer")
+        put_back += not target.exists()
+        sweep(target.parent)
+        seen.append(texts(target))
+        assert [entry.name for entry in target.parent.iterdir()] == ["model"]
+        operation += 1
+    assert put_back == 1, "kills between the two renames"
+    assert seen == sorted(seen, reverse=True), "older, and from one step on newer"
+    assert seen[0] == {"older"}
+    assert seen[-1] == {"newer"}
+    assert operation > 10
+
+
+def test_sweep_puts_back_the_newest_and_never_what_was_being_removed(tmp_path: Path):
+    for number, text in ((7, "old"), (5, "newest"), (6, "older still")):
+        write(tmp_path / f".model.old-{number}", text)
+        age = {"newest": 3, "old": 2, "older still": 1}[text]
+        os.utime(tmp_path / f".model.old-{number}", (age, age))
+    for name in (".gone.old-removed", ".gone.old-removed-7", ".gone.writing-7"):
+        write(tmp_path / name, "half")
+    (tmp_path / ".latest.writing-7").write_text("half")
+    sweep(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+    assert texts(tmp_path / "model") == {"newest"}
+
+
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_a_failed_swap_puts_the_older_one_back_itself(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    target, genuine = tmp_path / "model", os.rename
+    write(target, "older")
+
+    def rename(one: Path, other: Path) -> None:
+        if ".writing-" in str(one):
+            raise error
+        genuine(one, other)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(type(error)):
+        write(target, "newer")
+    assert texts(target) == {"older"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
 
 
 def test_files_are_as_readable_as_the_folder(tmp_path: Path):

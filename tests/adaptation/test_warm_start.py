@@ -13,6 +13,7 @@ import torch
 from vla_adapt import cli
 from vla_adapt.adaptation.action_adapter import ActionAdapter, Side
 from vla_adapt.adaptation.bundle import Bundle
+from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.method import activate
 from vla_adapt.adaptation.robot_policy import RobotPolicy
 from vla_adapt.adaptation.warm_start import compose_output, make_warm_bundle, started_bundle
@@ -167,6 +168,27 @@ def test_refusals_name_what_does_not_fit(finished_run: Path, make_recipe: MakeRe
         start(policy={"head": {"kind": "parallel", "horizon": 2, "proprio": True}})
     with pytest.raises(ValueError, match=r"is of base \w{12}, the recipe's is \w{12}"):
         start(base="tiny", policy={"head": {"kind": "parallel", "horizon": 4}, "head_from_base": False})
+
+
+def test_a_bundle_with_a_shared_adapter_says_why_its_rank_is_larger(
+    make_recipe: MakeRecipe, bundle: Bundle, tmp_path: Path
+):
+    both = {"kind": "lora", "rank": 4, "alpha": 8, "targets": "attention", "shared": {"rank": 2, "alpha": 4}}
+    recipe = make_recipe(str(tmp_path / "r"), adaptation=both)
+    setting = prepare(recipe)
+    bundle.adapter_config, bundle.adapter = concatenated(setting.learner.model, "ur5e")
+    bundle.facts, start = {"recipe": recipe.to_text()}, tmp_path / "ur5e"
+    bundle.head = setting.policy("ur5e").head
+    bundle.save(start)
+    words = (
+        r"has a LoRA of rank 6 and alpha 6, the recipe trains a LoRA of rank 4 and alpha 8; .*: the bundle "
+        r"holds the robot's own adapter \(rank 4\) and the shared one \(rank 2\) side by side, as one of "
+        "rank 6"
+    )
+    with pytest.raises(ValueError, match=words):
+        prepare(make_recipe(str(tmp_path / "r"), adaptation=both, warm_start={"ur5e": str(start)}))
+    alike = {**both, "rank": 6, "alpha": 6}
+    prepare(make_recipe(str(tmp_path / "r"), adaptation=alike, warm_start={"ur5e": str(start)}))
 
 
 def test_only_data_of_the_two_robots_is_taken(bundle: Bundle, base: OpenVLA, planted_data: dict[str, Path]):

@@ -96,4 +96,5 @@ def _metadata(bundle: Bundle, policy: RobotPolicy) -> dict[str, Any]:
         "state_required": policy.reads_state,
         "cameras": {name: {"required": name == bundle.observation.camera} for name in cameras},
         "base_fingerprint": bundle.base_fingerprint,
+        "base_dtype": str(policy.model.dtype).removeprefix("torch."),
     }

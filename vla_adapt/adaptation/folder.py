@@ -74,7 +74,15 @@ def told_disk_errors(target: str | Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left aside in `folder`; nobody may be writing there."""
+    """Clear away what killed writers left aside in `folder`; nobody may be writing there.
+
+    An older folder whose place is empty, as the kill came before the newer one took it, is put back.
+    """
+    for old in sorted(folder.glob(".*.old-*"), key=lambda left: left.stat().st_mtime, reverse=True):
+        name, _, writer = old.name.removeprefix(".").rpartition(".old-")
+        if writer.isdigit() and not (folder / name).exists():
+            os.rename(old, folder / name)
+            sync(folder)
     for pattern in (".*.writing-*", ".*.old-*"):
         for left in folder.glob(pattern):
             if left.is_dir():
@@ -93,15 +101,27 @@ def sync(path: Path) -> None:
 
 
 def _swap(aside: Path, target: Path) -> None:
+    """Rename `target` to one side and `aside` into its place; `sweep` puts right a kill in between."""
     old = target.with_name(f".{target.name}.old-{os.getpid()}")
     replaces = target.exists()
     if replaces:
-        os.rename(target, old)
+        _remove(old, target)  # left by an earlier process of the same number
     try:
-        os.rename(aside, target)
-    except OSError:
         if replaces:
+            os.rename(target, old)
+        os.rename(aside, target)
+    except BaseException:  # also Ctrl-C
+        if old.exists() and not target.exists():
             os.rename(old, target)
         raise
     sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old, target)
+
+
+def _remove(old: Path, target: Path) -> None:
+    """By renaming first: what has a writer's number in its name is always whole, and may be put back."""
+    gone = target.with_name(f".{target.name}.old-removed-{os.getpid()}")
+    shutil.rmtree(gone, ignore_errors=True)
+    if old.exists():
+        os.rename(old, gone)
+        shutil.rmtree(gone, ignore_errors=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 from peft import LoraConfig
 
@@ -182,10 +183,25 @@ def _check_run(
         raise ValueError(f"{where} was made when the robot had slots {before}, now it has {now}")
     got, wanted = (_shape_of(config) for config in (bundle.adapter_config, lora))
     if got != wanted:
-        raise ValueError(f"{where} has {got}, the recipe trains {wanted}; make `adaptation` the same")
+        raise ValueError(
+            f"{where} has {got}, the recipe trains {wanted}; make `adaptation` the same{_joined(bundle)}"
+        )
     config = _head_of(bundle, model).config
     if config.served != head.config.served:
         raise ValueError(f"{where} has the head {config}, the recipe wants {head.config}; make them equal")
+
+
+def _joined(bundle: Bundle) -> str:
+    """Why a bundle's rank and alpha are not those of the recipe that made it, where they are not."""
+    recipe = yaml.safe_load(bundle.facts.get("recipe", "")) or {}
+    method = recipe.get("adaptation") or {}
+    shared = method.get("shared")
+    if not shared or bundle.adapter_config is None:
+        return ""
+    return (
+        f": the bundle holds the robot's own adapter (rank {method['rank']}) and the shared one (rank "
+        f"{shared['rank']}) side by side, as one of rank {bundle.adapter_config.r}"
+    )
 
 
 def _shape_of(config: LoraConfig | None) -> str:

@@ -153,6 +153,7 @@ def test_launch_configs_are_what_accelerate_reads(name: str, monkeypatch: pytest
     assert arguments.use_fsdp == ("fsdp" in name)
     assert arguments.num_processes == WAYS[name][1]
     if "fsdp" in name:
+        monkeypatch.setattr("accelerate.utils.launch.is_port_in_use", lambda port: False)  # here, just now
         for variable, setting in prepare_multi_gpu_env(arguments).items():
             if variable.startswith("FSDP_"):
                 monkeypatch.setenv(variable, setting)

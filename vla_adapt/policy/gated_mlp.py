@@ -16,7 +16,8 @@ class LeanMLP(LlamaMLP):
 
     def forward(self, x: Float[torch.Tensor, "*rows D"]) -> Float[torch.Tensor, "*rows D"]:
         """down(silu(gate(x)) * up(x))."""
-        if not torch.is_grad_enabled():
+        # A compiler decides itself what it keeps; PyTorch 2.11's made zeros of the gradients of `_Gated`.
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
         return self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x)))
 

@@ -1,10 +1,9 @@
 """How many episodes a robot needs: LoRA on few against training from scratch on many, driven in simulation.
 
-    python scripts/data_efficiency.py                    # the UR5e; about 50 minutes on two idle cores
+    python scripts/data_efficiency.py                    # the UR5e; about an hour on two idle cores
     python scripts/data_efficiency.py --robot bimanual_panda --starts 50
 
-All cells share recorder, loss, batch and evaluation; training from scratch on many episodes gets three times
-the steps. Left in runs/data_efficiency/ROBOT: closed_loop.json, table.md and curve.png. What is done is not
+All cells share recorder, loss, batch and evaluation. Left in runs/data_efficiency/ROBOT: closed_loop.json, table.md and curve.png. What is done is not
 done again: interrupt it when you like and start it again.
 """
 
@@ -39,13 +38,14 @@ class Cell:
 
     @property
     def label(self) -> str:
-        return f"{self.way}, {self.episodes} episodes"
+        return f"{self.way}, {self.episodes} episodes, {self.steps} steps"
 
 
 LORA, SCRATCH = "control_ur5e_lora", "control_ur5e_scratch"
 CELLS = (
     Cell("LoRA", LORA, 10, 1000),
     Cell("LoRA", LORA, 50, 1000),
+    Cell("LoRA", LORA, 50, 3000),
     Cell("from scratch", SCRATCH, 50, 1000),
     Cell("from scratch", SCRATCH, 1000, 3000),
 )
@@ -73,8 +73,8 @@ def main() -> None:
 
 def driven(cell: Cell, robot: str, starts: int, folder: Path) -> dict:
     """Train and drive one cell, unless that was done; its row."""
-    run = folder / f"{cell.way.replace(' ', '_').lower()}_{cell.episodes}"
-    stage("train", f"{robot}: {cell.label}, {cell.steps} steps", f"{cell.steps // 250} minutes")
+    run = folder / f"{cell.way.replace(' ', '_').lower()}_{cell.episodes}_{cell.steps}"
+    stage("train", f"{robot}: {cell.label}", f"{cell.steps // 250} minutes")
     finetune(
         cell.recipe,
         f"output={run}",
@@ -115,8 +115,14 @@ def markdown(rows: list[dict]) -> str:
     for row in rows:
         cells = (row["way"], row["train_episodes"], row["steps_trained"], f"{row['error']:.3f}", success(row))
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    few = max((row for row in rows if row["way"] == "LoRA"), key=lambda row: row["train_episodes"])
-    many = max((row for row in rows if row["way"] != "LoRA"), key=lambda row: row["train_episodes"])
+    few = max(
+        (row for row in rows if row["way"] == "LoRA"),
+        key=lambda row: (row["train_episodes"], row["steps_trained"]),
+    )
+    many = max(
+        (row for row in rows if row["way"] != "LoRA"),
+        key=lambda row: (row["train_episodes"], row["steps_trained"]),
+    )
     counts = [[row["successes"], row["episodes"] - row["successes"]] for row in (few, many)]
     chance = float(fisher_exact(counts).pvalue)  # type: ignore[attr-defined]
     better = few["successes"] / few["episodes"] > many["successes"] / many["episodes"]

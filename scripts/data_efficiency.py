@@ -3,7 +3,9 @@
     python scripts/data_efficiency.py                    # the UR5e; about an hour on two idle cores
     python scripts/data_efficiency.py --robot bimanual_panda --starts 50
 
-All cells share recorder, loss, batch and evaluation. Left in runs/data_efficiency/ROBOT: table.md and curve.png. What is done is not done again: interrupt it when you like and start it again.
+All cells share recorder, loss, batch and evaluation. A table and a curve are
+left in runs/data_efficiency/ROBOT. What is done is not done again: interrupt it when you like
+and start it again.
 """
 
 from __future__ import annotations

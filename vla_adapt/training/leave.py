@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_adapt.adaptation.bundle import Bundle, Golden
+from vla_adapt.adaptation.bundle import Bundle, Golden, golden_tolerance
 from vla_adapt.adaptation.card import NOT_MEASURED, CardFacts, model_card
 from vla_adapt.adaptation.concatenate import concatenated
 from vla_adapt.adaptation.constants import Constants
@@ -141,7 +141,7 @@ def _golden(setting: Setting, name: str) -> Golden:
     policy = setting.policy(name)
     image, state = episode.image(0, policy.camera), _state(robot) if policy.reads_state else None
     more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}
-    tolerance = _tolerance(policy.head, setting.recipe.train.precision)
+    tolerance = golden_tolerance(policy.head, rounded=setting.recipe.train.precision == "bf16")
     return Golden.record(policy, image, state, episode.instruction, tolerance, more)
 
 
@@ -153,15 +153,6 @@ def _state(robot: Robot) -> np.ndarray:
             if state is not None:
                 return np.asarray(state[0])
     raise AssertionError(f"{robot.embodiment.name}: statistics of a state that no dataset has")
-
-
-def _tolerance(head: ActionHead, precision: str) -> float:
-    """1e-3 of the half range; 0.1 after bfloat16 training, as a float32 server differs by up to half of that.
-
-    Token heads may fall into the neighboring bin on other hardware: at least two of 256 bins.
-    """
-    rounding = 0.1 if precision == "bf16" else 1e-3
-    return max(rounding, 2 * 2 / 255) if head.config.kind == "tokens" else rounding
 
 
 def _leave_model(setting: Setting, folder: Path) -> str:

@@ -157,7 +157,7 @@ def test_statistics_of_episodes_and_of_the_dataset(tmp_path: Path, robot: Embodi
 def test_an_error_leaves_nothing_and_an_old_dataset_stays(tmp_path: Path, robot: Embodiment) -> None:
     rng = np.random.default_rng(0)
     write_lerobot(tmp_path / "new", robot, [fake_data(robot, rng, 3)], images="image")
-    with pytest.raises(ValueError, match="exists; choose another folder, or pass overwrite=True"):
+    with pytest.raises(ValueError, match="exists; choose another folder, or remove it"):
         write_lerobot(tmp_path / "new", robot, [fake_data(robot, rng, 3)])
 
     def interrupted() -> Any:

@@ -22,7 +22,7 @@ def test_published_dropped_and_replaced(tmp_path: Path) -> None:
     aside.drop()
     assert (target / "file").read_text() == "second"
     assert list(target.parent.iterdir()) == [target]
-    with pytest.raises(ValueError, match="new exists; choose another folder, or pass overwrite=True"):
+    with pytest.raises(ValueError, match="new exists; choose another folder, or remove it"):
         FolderAside(target)
 
 

@@ -122,7 +122,7 @@ class PendingWindow:
     the processor's caches are the decoder's while it works.
     """
 
-    __slots__ = ("_absent", "_frames", "_history", "_pending", "_where", "cut")
+    __slots__ = ("_absent", "_frames", "_history", "_pending", "cut")
 
     def __init__(
         self,
@@ -130,10 +130,8 @@ class PendingWindow:
         pending: Mapping[str, list[PendingImage]],
         absent: Sequence[str],
         history: int,
-        where: str,
     ) -> None:
-        self.cut, self._pending, self._absent = cut, pending, absent
-        self._history, self._where = history, where
+        self.cut, self._pending, self._absent, self._history = cut, pending, absent, history
         self._frames: dict[str, list[np.ndarray]] = {}
 
     def decode(self) -> PendingWindow:
@@ -157,11 +155,12 @@ class PendingWindow:
 
     def _stacked(self, camera: str, frames: list[np.ndarray]) -> UInt8[np.ndarray, "K h w 3"]:
         """The images of the last K steps."""
-        t = self.cut["ids"]["step"]
+        dataset, episode, t = (self.cut["ids"][key] for key in ("dataset", "episode", "step"))
         for step, frame in enumerate(frames, start=t - len(frames) + 1):
             if frame.shape != frames[-1].shape:
                 sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
-                raise ValueError(f"{self._where}: camera '{camera}' gives {sizes}; draw it without history")
+                where = f"{dataset or 'dataset'}: episode {episode}"
+                raise ValueError(f"{where}: camera '{camera}' gives {sizes}; draw it without history")
         return np.stack([frames[0]] * (self._history - len(frames)) + frames)
 
 
@@ -178,19 +177,23 @@ def begin_window(
     history: int = 1,
 ) -> PendingWindow:
     """`window` in steps: all that is read is read now."""
-    where = f"{dataset or 'dataset'}: episode {episode.episode_id}"
     if history < 1:
-        raise ValueError(f"{where}: history {history}: wanted at least 1 step")
-    if not 0 <= t < len(episode):
-        raise ValueError(f"{where}: step {t} asked, it has steps 0..{len(episode) - 1}")
+        raise ValueError(f"{_where(dataset, episode)}: history {history}: wanted at least 1 step")
+    if not 0 <= t < episode.length:
+        where = _where(dataset, episode)
+        raise ValueError(f"{where}: step {t} asked, it has steps 0..{episode.length - 1}")
     if motion is None:
-        assert isinstance(episode, Episode), f"{where}: neither recorded nor unified motion given"
+        assert isinstance(episode, Episode), f"{dataset}: neither recorded nor unified motion given"
         try:
             motion = unify_motion(episode, unifier, proprio_unifier)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{_where(dataset, episode)}: {error}") from None
     wanted = episode.cameras if cameras is None else cameras
-    absent = absent_cameras(episode.cameras, wanted, optional_cameras, unifier.embodiment, where)
+    absent: Sequence[str] = ()
+    if optional_cameras or not set(episode.cameras).issuperset(wanted):
+        absent = absent_cameras(
+            episode.cameras, wanted, optional_cameras, unifier.embodiment, _where(dataset, episode)
+        )
     steps = range(max(0, t - history + 1), t + 1)
     pending = {
         camera: [episode.pending_image(step, camera) for step in steps]
@@ -198,7 +201,10 @@ def begin_window(
         if camera not in absent
     }
     if absent and not pending:
-        raise ValueError(f"{where}: it has none of the cameras {', '.join(absent)}; ask for one it has")
+        missing = ", ".join(absent)
+        raise ValueError(
+            f"{_where(dataset, episode)}: it has none of the cameras {missing}; ask for one it has"
+        )
     cut = {
         **_state(motion, t, history),
         **_chunk(motion, t, horizon),
@@ -207,7 +213,11 @@ def begin_window(
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
         "ids": {"dataset": dataset, "episode": episode.episode_id, "step": t},
     }
-    return PendingWindow(cut, pending, absent, history, where)
+    return PendingWindow(cut, pending, absent, history)
+
+
+def _where(dataset: str, episode: Observations) -> str:
+    return f"{dataset or 'dataset'}: episode {episode.episode_id}"
 
 
 def absent_cameras(
@@ -231,7 +241,9 @@ def _chunk(motion: UnifiedMotion, t: int, horizon: int) -> dict[str, np.ndarray]
     """action [H, 32] and action_mask [H, 32] from step t on."""
     rest = motion.action[t : t + horizon]
     if len(rest) == horizon:
-        return {"action": rest.copy(), "action_mask": motion.action_mask[None].repeat(horizon, 0)}
+        mask = np.empty((horizon, NUM_SLOTS), bool)
+        mask[:] = motion.action_mask
+        return {"action": rest.copy(), "action_mask": mask}
     action = np.zeros((horizon, NUM_SLOTS), np.float32)
     mask = np.zeros((horizon, NUM_SLOTS), bool)
     action[: len(rest)] = rest

@@ -25,8 +25,7 @@ from vla_adapt.evaluation.ablation_run import Judging, run_ablation
 from vla_adapt.evaluation.ablation_table import STYLES, markdown, rich_tables
 from vla_adapt.evaluation.seed_comparison import Comparison
 from vla_adapt.recipe import Recipe
-from vla_adapt.training.finished_run import finished_recipe
-from vla_adapt.training.recipe_change import changed_keys
+from vla_adapt.training.finished_run import changed_since
 
 FINETUNE = Path(__file__).with_name("finetune.py")
 
@@ -45,10 +44,9 @@ def main() -> None:
         launch = shlex.split(arguments.launch) if arguments.launch else [sys.executable]
 
         def train(cell: Cell) -> None:
-            saved = finished_recipe(cell.folder)
-            changed = saved is not None and bool(changed_keys(saved, recipes[cell]))
-            if saved is None or changed:
-                finetune(launch, ablation.recipe, cell, fresh=changed)
+            changed = changed_since(cell.folder, recipes[cell])
+            if changed is None or changed:
+                finetune(launch, ablation.recipe, cell, fresh=bool(changed))
 
         results = []
         for result in run_ablation(ablation, arguments.seeds, train, judging):

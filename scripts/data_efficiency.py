@@ -15,12 +15,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from quickstart_stages import ROBOTS, drive, finetune, record, stage
+from quickstart_stages import ROBOTS, base_of, drive, finetune, record, stage, up_to_date
 from scipy.stats import fisher_exact
 
 from vla_adapt.evaluation.interval import rate_text
 from vla_adapt.evaluation.local_server import local_server
-from vla_adapt.resources import base_dir
 
 HELD_OUT, SEED = 6, 2  # of other starts than the quickstart's episodes
 
@@ -62,8 +61,8 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=100, help="closed-loop episodes per cell")
     arguments = parser.parse_args()
     folder = Path("runs/data_efficiency") / arguments.robot
-    stage("record", f"{CELLS[-1].episodes} + {HELD_OUT} episodes of {arguments.robot}", "6 minutes")
     most = max(cell.episodes for cell in CELLS)
+    stage("record", f"{most} + {HELD_OUT} episodes of {arguments.robot}", "6 minutes")
     record(arguments.robot, folder / "episodes", most, HELD_OUT, SEED)
     rows = [driven(cell, arguments.robot, arguments.starts, folder) for cell in CELLS]
     table = markdown(rows)
@@ -86,20 +85,13 @@ def driven(cell: Cell, robot: str, starts: int, folder: Path) -> dict:
         f"train.steps={cell.steps}",
     )
     out = run / "closed_loop.json"
-    rows = json.loads(out.read_text()) if out.is_file() else []
-    if (
-        not rows
-        or rows[0]["episodes"] != starts
-        or out.stat().st_mtime < (run / "summary.json").stat().st_mtime
-    ):
+    if not up_to_date(out, [run / "summary.json"], starts, 1):
         out.unlink(missing_ok=True)
-        base = run / "model" if (run / "model").is_dir() else base_dir("tiny")
-        with local_server(base, run / "bundles", run / "server.url") as url:
+        with local_server(base_of(run), run / "bundles", run / "server.url") as url:
             drive(url, robot, cell.label, starts, out)
-        rows = json.loads(out.read_text())
     error = json.loads((run / "open_loop.json").read_text())[0]["error"]
     return {
-        **rows[0],
+        **json.loads(out.read_text())[0],
         "way": cell.way,
         "train_episodes": cell.episodes,
         "steps_trained": cell.steps,
@@ -116,14 +108,9 @@ def markdown(rows: list[dict]) -> str:
     for row in rows:
         cells = (row["way"], row["train_episodes"], row["steps_trained"], f"{row['error']:.3f}", success(row))
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    few = max(
-        (row for row in rows if row["way"] == "LoRA"),
-        key=lambda row: (row["train_episodes"], row["steps_trained"]),
-    )
-    many = max(
-        (row for row in rows if row["way"] != "LoRA"),
-        key=lambda row: (row["train_episodes"], row["steps_trained"]),
-    )
+    by_data = sorted(rows, key=lambda row: (row["train_episodes"], row["steps_trained"]))
+    few = [row for row in by_data if row["way"] == "LoRA"][-1]
+    many = [row for row in by_data if row["way"] != "LoRA"][-1]
     counts = [[row["successes"], row["episodes"] - row["successes"]] for row in (few, many)]
     chance = float(fisher_exact(counts).pvalue)  # type: ignore[attr-defined]
     better = few["successes"] / few["episodes"] > many["successes"] / many["episodes"]

@@ -14,8 +14,7 @@ from pathlib import Path
 from vla_adapt.evaluation.local_server import local_server
 from vla_adapt.recipe import Recipe
 from vla_adapt.resources import base_dir
-from vla_adapt.training.finished_run import finished_recipe
-from vla_adapt.training.recipe_change import changed_keys
+from vla_adapt.training.finished_run import changed_since
 
 RUN = Path("runs/quickstart")
 READY = RUN / "server.url"
@@ -98,8 +97,7 @@ def finetune(recipe: str, *overrides: str) -> None:
     launch = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
     changes = [word for override in overrides for word in ("--set", override)]
     loaded = Recipe.load(recipe, [*overrides])
-    saved = finished_recipe(Path(loaded.output))
-    if saved is not None and changed_keys(saved, loaded):  # of another version of the recipe
+    if changed_since(Path(loaded.output), loaded):  # it is of another version of the recipe
         changes.append("--fresh")
     run(*launch, "--mixed_precision", "no", "--dynamo_backend", "no", "scripts/finetune.py", recipe, *changes)
 
@@ -132,9 +130,13 @@ def controls() -> None:
         if (robot, label) in done:
             continue
         folder = Path("runs") / recipe
-        base = folder / "model" if (folder / "model").is_dir() else base_dir("tiny")
-        with local_server(base, folder / "bundles", READY) as url:
+        with local_server(base_of(folder), folder / "bundles", READY) as url:
             drive(url, robot, label, CONTROL_EPISODES, out)
+
+
+def base_of(run: Path) -> Path:
+    """The base that a run left, or the shipped one, which it did not change."""
+    return run / "model" if (run / "model").is_dir() else base_dir("tiny")
 
 
 def drive(url: str, robot: str, label: str, episodes: int, out: Path) -> None:

@@ -159,7 +159,7 @@ class PendingWindow:
         for step, frame in enumerate(frames, start=t - len(frames) + 1):
             if frame.shape != frames[-1].shape:
                 sizes = f"{list(frame.shape)} at step {step} and {list(frames[-1].shape)} at step {t}"
-                where = f"{dataset or 'dataset'}: episode {episode}"
+                where = _where(dataset, episode)
                 raise ValueError(f"{where}: camera '{camera}' gives {sizes}; draw it without history")
         return np.stack([frames[0]] * (self._history - len(frames)) + frames)
 
@@ -178,21 +178,21 @@ def begin_window(
 ) -> PendingWindow:
     """`window` in steps: all that is read is read now."""
     if history < 1:
-        raise ValueError(f"{_where(dataset, episode)}: history {history}: wanted at least 1 step")
+        raise ValueError(f"{_where(dataset, episode.episode_id)}: history {history}: wanted at least 1 step")
     if not 0 <= t < episode.length:
-        where = _where(dataset, episode)
+        where = _where(dataset, episode.episode_id)
         raise ValueError(f"{where}: step {t} asked, it has steps 0..{episode.length - 1}")
     if motion is None:
         assert isinstance(episode, Episode), f"{dataset}: neither recorded nor unified motion given"
         try:
             motion = unify_motion(episode, unifier, proprio_unifier)
         except ValueError as error:
-            raise ValueError(f"{_where(dataset, episode)}: {error}") from None
+            raise ValueError(f"{_where(dataset, episode.episode_id)}: {error}") from None
     wanted = episode.cameras if cameras is None else cameras
     absent: Sequence[str] = ()
     if optional_cameras or not set(episode.cameras).issuperset(wanted):
         absent = absent_cameras(
-            episode.cameras, wanted, optional_cameras, unifier.embodiment, _where(dataset, episode)
+            episode.cameras, wanted, optional_cameras, unifier.embodiment, _where(dataset, episode.episode_id)
         )
     steps = range(max(0, t - history + 1), t + 1)
     pending = {
@@ -203,7 +203,7 @@ def begin_window(
     if absent and not pending:
         missing = ", ".join(absent)
         raise ValueError(
-            f"{_where(dataset, episode)}: it has none of the cameras {missing}; ask for one it has"
+            f"{_where(dataset, episode.episode_id)}: it has none of the cameras {missing}; ask for one it has"
         )
     cut = {
         **_state(motion, t, history),
@@ -216,8 +216,8 @@ def begin_window(
     return PendingWindow(cut, pending, absent, history)
 
 
-def _where(dataset: str, episode: Observations) -> str:
-    return f"{dataset or 'dataset'}: episode {episode.episode_id}"
+def _where(dataset: str, episode_id: str) -> str:
+    return f"{dataset or 'dataset'}: episode {episode_id}"
 
 
 def absent_cameras(

@@ -17,19 +17,22 @@ def finished_recipe(folder: Path) -> str | None:
     return json.loads(file.read_text())["recipe"] if file.is_file() else None
 
 
+def changed_since(folder: Path, recipe: Recipe) -> list[str] | None:
+    """Keys in which the finished run in `folder` had another recipe than `recipe`; None: none is finished."""
+    saved = finished_recipe(folder)
+    return None if saved is None else changed_keys(saved, recipe)
+
+
 def is_finished(folder: Path, recipe: Recipe) -> bool:
     """Whether the run of `recipe` in `folder` is finished.
 
     Raises:
         ValueError: that of another recipe is.
     """
-    saved = finished_recipe(folder)
-    if saved is None:
-        return False
-    differs = changed_keys(saved, recipe)
+    differs = changed_since(folder, recipe)
     if differs:
         raise ValueError(
             f"{folder} holds the finished run of another recipe, which differs in {', '.join(differs)}; "
             "choose another output folder, or --fresh, which replaces that run and its bundles"
         )
-    return True
+    return differs is not None

@@ -247,10 +247,7 @@ class RldsStore:
 
     def _decode_stored(self, data: bytes, leaf: LeafSpec, episode: int, offset: int) -> np.ndarray:
         """An image that begins at a byte of the episode's shard."""
-        try:
-            return decode_image(data, leaf, self._image_scale)
-        except ValueError as error:
-            raise ValueError(f"{error} ({self._byte(episode, offset)})") from None
+        return self._decode(data, leaf, partial(self._byte, episode, offset))
 
     def _byte(self, episode: int, offset: int) -> str:
         return f"{self._index.shards[int(self._shard_numbers[episode])].location} byte {offset}"

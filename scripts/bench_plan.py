@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from rank_processes import outputs_of_ranks
+from step_clocks import resident
 
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import Recipe
@@ -100,7 +99,7 @@ def measure(recipe: Recipe, steps: int = 2) -> int:
     torch.set_num_threads(1)
     accelerator = start_accelerator(recipe.train.precision)
     device, world = accelerator.device, accelerator.num_processes
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     with torch.device("meta"):
         model = OpenVLA.without_weights(Path(recipe.base), dtype=dtype)
         data = look_at_data(recipe, model.source)
@@ -128,7 +127,7 @@ def measure(recipe: Recipe, steps: int = 2) -> int:
         spread.settle(set(batches[0].robots), recipe.train.optimizer.clip_norm)
         optimizer.step()
         spread.clear(optimizer)
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _resident("VmHWM") - before
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - before
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -138,42 +137,16 @@ def _forget_peak(device: torch.device) -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident(key: str) -> int:
-    """VmRSS (now) or VmHWM (at the peak) of this process, bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
-
-
 def measured(name: str, base: Path, device: str, environment: dict[str, str]) -> int:
     """`measure` in processes of its own; of several the largest."""
     command = [sys.executable, __file__, "--measure", name, "--base", str(base)]
     layout = LAYOUTS.get(name, Layout())
-    shared = os.environ | environment | {"ACCELERATE_USE_CPU": str(device == "cpu").lower()}
-    if layout.processes > 1:
-        shared |= {
-            "WORLD_SIZE": str(layout.processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": _free_port(),
-        }
+    shared = environment | {"ACCELERATE_USE_CPU": str(device == "cpu").lower()}
     if layout.way == FSDP2:
         shared |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         shared |= {"FSDP_RESHARD_AFTER_FORWARD": str(layout.gather_twice).lower()}
-    ranks = []
-    for rank in map(str, range(layout.processes)):
-        own = {"RANK": rank, "LOCAL_RANK": rank} if layout.processes > 1 else {}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        ranks.append(subprocess.Popen(command, env=shared | own, **pipes))
-    ended = [(*rank.communicate(), rank.returncode) for rank in ranks]
-    for _, said, code in ended:
-        if code:
-            raise RuntimeError(said)
-    return max(int(out.split()[-1]) for out, _, _ in ended)
-
-
-def _free_port() -> str:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return str(server.getsockname()[1])
+    printed = outputs_of_ranks(command, layout.processes, shared)
+    return max(int(text.split()[-1]) for text in printed)
 
 
 def compare(name: str, base: Path, device: str, default_malloc: bool = True) -> dict[str, Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from statistics import median
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from compared_steps import Bench, Size
+from rank_processes import outputs_of_ranks
 from step_clocks import clock
 from step_savings import llamas_own
 from torch import nn
@@ -22,19 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 def in_ranks(command: Sequence[str], processes: int) -> dict[str, Any]:
     """Start `command` once per rank; what rank 0 printed last, as JSON."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = []
-    for rank in range(processes):
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        pipe = subprocess.PIPE
-        ranks.append(subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True))
-    ended = [(*rank.communicate(), rank.returncode) for rank in ranks]
-    if any(code for _, _, code in ended):
-        raise RuntimeError("\n".join(said for _, said, code in ended if code))
-    return json.loads(ended[0][0].splitlines()[-1])
+    return json.loads(outputs_of_ranks(command, processes)[0].splitlines()[-1])
 
 
 def measure_rank(size: Size, device: str) -> dict[str, Any]:

@@ -36,9 +36,9 @@ def mapped(dataset: EpisodeDataset, number: int = 0) -> tuple[MappedDataset, int
 
 
 def recorded_rate_hz(dataset: EpisodeDataset) -> float:
-    """The rate the entry declares, else the embodiment's."""
+    """The rate the entry declares, else the one the files do (LeRobot's fps), else the embodiment's."""
     found = mapped(dataset) if len(dataset) else None
-    declared = found[0].entry.rate_hz if found else None
+    declared = (found[0].entry.rate_hz or getattr(found[0].store, "rate_hz", None)) if found else None
     return declared or dataset.embodiment.rate_hz
 
 

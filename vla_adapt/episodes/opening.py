@@ -13,6 +13,7 @@ from pathlib import Path
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mapping.entry import SIDECAR, DatasetEntry, read_sidecar
 from vla_adapt.episodes.mapping.mapped import MappedDataset
+from vla_adapt.episodes.mapping.stable_name import recorded_name
 from vla_adapt.episodes.oxe import CATALOGUE, find_entry
 from vla_adapt.episodes.rlds.rlds_store import RldsStore
 from vla_adapt.episodes.rlds.shards import RldsFolder
@@ -66,13 +67,13 @@ def open_dataset(
         ValueError: anything missing, damaged or of the wrong shape; one line that names it.
     """
     given = find_entry(entry) if isinstance(entry, str | Path) else entry
-    local = None if is_url(path) else Path(path)
+    local, name = None if is_url(path) else Path(path), ""
     if local is not None and hdf5_files(local):
         store, found = _open_hdf5(local, split, given, cache_dir, on_error, verify_images, image_scale)
     elif local is not None and is_lerobot(local):
-        robot = embodiment.name if isinstance(embodiment, Embodiment) else embodiment
+        told = embodiment.name if isinstance(embodiment, Embodiment) else embodiment
         store, found = _open_lerobot(
-            local, robot, split, given, cache_dir, on_error, verify_images, image_scale
+            local, told, split, given, cache_dir, on_error, verify_images, image_scale
         )
     else:
         rlds = RldsFolder.open(path, cache_dir)
@@ -80,9 +81,11 @@ def open_dataset(
         if known is None:  # before the index is built: without an entry nothing can be done with it
             raise _no_entry(rlds.origin, rlds.name, (f.removeprefix(STEPS) for f in rlds.leaves))
         store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
-        found = known
+        found, name = known, rlds.name
     own_entry, recorded = found
-    return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
+    stated = recorded_name(store.path if store.path.is_dir() else store.path.parent)
+    robot = _robot(own_entry, embodiment, recorded)
+    return MappedDataset(store, own_entry, robot, check, on_error, name if stated is None else stated)
 
 
 def _open_hdf5(

@@ -74,7 +74,7 @@ def check_ended(survey: Survey) -> Iterator[Finding]:
 
 def check_instructions(survey: Survey) -> Iterator[Finding]:
     """Missing instructions, and one instruction for everything."""
-    recordings = survey.recordings
+    recordings = [recording for recording in survey.recordings if recording.length]
     empty = [recording for recording in recordings if not recording.instruction.strip()]
     if empty:
         yield Finding(

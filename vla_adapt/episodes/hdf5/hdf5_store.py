@@ -15,7 +15,6 @@ from vla_adapt.episodes.hdf5.hdf5_files import OpenFiles, open_hdf5
 from vla_adapt.episodes.hdf5.hdf5_index import open_hdf5_index
 from vla_adapt.episodes.hdf5.hdf5_layout import (
     DEFAULT_SPLIT,
-    EVERYTHING,
     INSTRUCTION,
     LIBERO_ATTRIBUTES,
     as_text,
@@ -23,6 +22,7 @@ from vla_adapt.episodes.hdf5.hdf5_layout import (
     encoded,
     field_names,
 )
+from vla_adapt.episodes.hdf5.hdf5_splits import episodes_by_split
 from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
@@ -42,8 +42,8 @@ class Hdf5Store:
 
     Args:
         path: the file, or a folder whose files (in natural order) make one dataset.
-        split: a robomimic filter key ("train", "valid", ...) or "all"; "train" is all where there is no
-            such key.
+        split: a robomimic filter key ("train", "valid", ...) or "all"; "train" is, of a file without such a
+            key, all that no key of held-out episodes (`hdf5_splits.HELD_OUT_KEYS`) names.
         required: fields that every episode must have, at equal lengths; the first one counts the steps.
         cache_dir: where to keep the index; default beside the dataset, else in the user's cache.
         on_error: "error": refuse damaged data; "skip": leave damaged files and episodes out and say so in
@@ -117,13 +117,15 @@ class Hdf5Store:
         indexed = self._index.columns.get(field)
         if indexed is not None:
             return np.array(indexed[self._rows(episode)])
+        steps, leaf = int(self.lengths[episode]), self.fields[field]
+        if not steps:
+            return np.zeros((0, *leaf.shape), leaf.dtype)
         values = self._read(field, episode)
-        steps = int(self.lengths[episode])
         if not values.shape or len(values) != steps:
             raise ValueError(
                 f"{self._where(episode)}: '{field}' has shape {list(values.shape)}, the episode {steps} steps"
             )
-        return values.astype(np.dtype(self.fields[field].dtype), copy=False)
+        return values.astype(np.dtype(leaf.dtype), copy=False)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
         """A small number field of all steps of all episodes of the split, in order."""
@@ -178,11 +180,11 @@ class Hdf5Store:
 
     def _chosen(self, split: str) -> np.ndarray:
         """Episode numbers of a split."""
-        masks, everything = self._index.contents.masks, np.arange(len(self._all_lengths))
-        known = sorted({*masks, EVERYTHING, DEFAULT_SPLIT})
+        splits = episodes_by_split(self._index.contents)
+        known = sorted(splits)
         if split not in known:
             raise ValueError(f"{self.path}: no split '{split}'; {did_you_mean(split, known)}")
-        chosen = np.array(masks[split], np.int64) if split in masks else everything
+        chosen = splits[split]
         if not self._all_lengths[chosen].sum():
             raise ValueError(f"{self.path}: split '{split}' is empty; choose one of {', '.join(known)}")
         return chosen

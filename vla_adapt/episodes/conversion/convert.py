@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.episodes.conversion.convert_names import (
     StorageFormat,
@@ -33,6 +32,7 @@ from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.storage.image_codec import decode_image
 from vla_adapt.episodes.storage.stored import StoredEpisodes
+from vla_adapt.progress_bar import progress_bar
 
 _RGB = LeafSpec(Kind.IMAGE, (-1, -1, 3), "uint8")
 _LEROBOT_FACTS = ("episode_index", "length", "tasks")
@@ -83,18 +83,20 @@ def convert_dataset(
         raise ValueError("RLDS holds no video; use images='image', or convert to lerobot")
     dataset = open_dataset(source, embodiment=embodiment, entry=entry, split=split)
     plan = _Plan.of(dataset, to)
-    with ExitStack() as stack:
+    bar = progress_bar(f"converting {dataset.name}", len(dataset), "episodes")
+    with ExitStack() as stack, bar as progress:
         add = (
             _lerobot_writer(plan, target, images, stack)
             if to == "lerobot"
             else _rlds_writer(plan, target, stack)
         )
-        for episode in _with_progress(dataset, stack):
+        for episode in range(len(dataset)):
             try:
                 add(episode)
             except ValueError as error:
                 where = f"{dataset.name}: episode {dataset.episode_id(episode)}"
                 raise ValueError(f"{where}: cannot be converted: {error}") from None
+            progress.advance()
     return len(dataset)
 
 
@@ -282,15 +284,3 @@ def _derivable(store: LeRobotStore) -> Iterator[str]:
     steps = np.concatenate([np.arange(length) for length in store.lengths])
     if np.abs(store.column("timestamp") * store.rate_hz - steps).max() < 1e-2:
         yield "timestamp"
-
-
-def _with_progress(dataset: MappedDataset, stack: ExitStack) -> Iterator[int]:
-    columns = (
-        TextColumn("converting {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes"),
-        TimeRemainingColumn(),
-    )
-    bar = stack.enter_context(Progress(*columns, transient=True))
-    yield from bar.track(range(len(dataset)), description=dataset.name)

@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from rich.progress import track
 
 from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.progress_bar import progress_bar
 from vla_adapt.suggest import did_you_mean
-
-# From so many episodes on a filter that reads texts may take seconds and shows a bar.
-BAR_FROM = 20_000
 
 
 class EpisodeFilter(BaseModel):
@@ -137,13 +134,15 @@ def _by_facts(
     if not reads_text and not wanted.metadata:
         return np.asarray(index, np.int64)
     kept = []
-    for i in track(index.tolist(), f"filtering {dataset.name}", disable=len(index) < BAR_FROM):
-        reason = _reason_of_text(episode_facts.instruction(dataset, i), wanted) if reads_text else None
-        reason = reason or _reason_of_metadata(dataset, i, wanted)
-        if reason:
-            gone[reason] += 1
-        else:
-            kept.append(i)
+    with progress_bar(f"filtering {dataset.name}", len(index), "episodes") as bar:
+        for i in index.tolist():
+            reason = _reason_of_text(episode_facts.instruction(dataset, i), wanted) if reads_text else None
+            reason = reason or _reason_of_metadata(dataset, i, wanted)
+            if reason:
+                gone[reason] += 1
+            else:
+                kept.append(i)
+            bar.advance()
     return np.asarray(kept, np.int64)
 
 

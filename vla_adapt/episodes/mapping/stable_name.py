@@ -1,4 +1,4 @@
-"""Names of datasets and episodes that copies, renamed folders and conversions keep; sets held out go by them."""
+"""Names of datasets and episodes that copies, renamed folders and conversions keep (held-out sets use them)."""
 
 from __future__ import annotations
 

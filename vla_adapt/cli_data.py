@@ -125,7 +125,7 @@ def data_inspect(
         write_page(dataset, episode, out, max_mb, lambda done, of: bar.at("frames", done, of))
     item = dataset[episode]
     print(
-        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.instruction!r}; "
+        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.told!r}; "
         f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)"
     )
 

@@ -17,6 +17,8 @@ class Described(Protocol):
 
     def instruction(self, index: int) -> str: ...
 
+    def instructions(self, index: int) -> tuple[str, ...]: ...
+
     def metadata(self, index: int) -> Mapping[str, Any]: ...
 
     def stable_name(self, index: int) -> StableName: ...
@@ -30,8 +32,13 @@ def episode_id(dataset: EpisodeDataset, index: int) -> str:
 
 
 def instruction(dataset: EpisodeDataset, index: int) -> str:
-    """Task of an episode in words."""
+    """Task of an episode in words, as of its first step."""
     return dataset.instruction(index) if isinstance(dataset, Described) else dataset[index].instruction
+
+
+def instructions(dataset: EpisodeDataset, index: int) -> tuple[str, ...]:
+    """The different tasks of an episode's steps in words, each once, in order."""
+    return dataset.instructions(index) if isinstance(dataset, Described) else dataset[index].instructions
 
 
 def metadata(dataset: EpisodeDataset, index: int) -> Mapping[str, Any]:

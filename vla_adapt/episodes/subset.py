@@ -57,6 +57,9 @@ class EpisodeSubset:
     def instruction(self, index: int) -> str:
         return episode_facts.instruction(self.dataset, self._at(index))
 
+    def instructions(self, index: int) -> tuple[str, ...]:
+        return episode_facts.instructions(self.dataset, self._at(index))
+
     def metadata(self, index: int) -> Mapping[str, Any]:
         return episode_facts.metadata(self.dataset, self._at(index))
 

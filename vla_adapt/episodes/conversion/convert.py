@@ -140,10 +140,7 @@ class _Plan:
 
     def tasks(self, episode: int) -> list[str]:
         """Instruction of every step."""
-        field = _instruction_field(self.dataset)
-        if field is not None:
-            return list(self.dataset.store.texts(field, episode))
-        return [self.dataset.instruction(episode)] * int(self.dataset.store.lengths[episode])
+        return self.dataset.recorded_instructions(episode)
 
     def entry(self) -> Any:
         """The source's entry in the target's names; a rate unlike the robot's goes into it."""

@@ -12,6 +12,7 @@ from jaxtyping import Int64, Shaped
 
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
 from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.text_runs import Runs, runs_reader
 
 
 @runtime_checkable
@@ -76,6 +77,9 @@ class KeptEpisodes:
 
     def texts(self, field: str, episode: int) -> Sequence[str]:
         return self._store.texts(field, int(self._kept[episode]))
+
+    def text_runs(self, field: str, episode: int) -> Runs:
+        return runs_reader(self._store)(field, int(self._kept[episode]))
 
     def metadata(self, episode: int) -> Mapping[str, Any]:
         return self._store.metadata(int(self._kept[episode]))

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int64, Shaped
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mapping.computed import find_function
 from vla_adapt.episodes.mapping.entry import DatasetEntry
-from vla_adapt.episodes.mapping.entry_fields import METADATA, check_entry, is_character_codes, number_widths
+from vla_adapt.episodes.mapping.entry_fields import METADATA, check_entry, number_widths
 from vla_adapt.episodes.mapping.image_quirks import undo_quirks
+from vla_adapt.episodes.mapping.instruction_reader import InstructionReader, kept_runs
 from vla_adapt.episodes.mapping.kept_episodes import KeptEpisodes, left_out, recorded_numbers
 from vla_adapt.episodes.mapping.native_vector import NativeVector, Numbers
 from vla_adapt.episodes.mapping.stable_name import StableName, stable_name
@@ -24,6 +25,7 @@ from vla_adapt.episodes.source import Episode, Observations, PendingImage
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import Kind
 from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.text_runs import Runs, every_step
 
 
 class MappedDataset:
@@ -80,6 +82,7 @@ class MappedDataset:
             self.check_finite()
         self.skipped = left_out(self.store)
         self._fetch_stored = fetcher(self.store)
+        self._instructions = InstructionReader(self.store, entry)
         self._lengths = np.maximum(self.store.lengths - self._dropped, 0)
         self._lengths.setflags(write=False)
 
@@ -135,21 +138,20 @@ class MappedDataset:
         return b"".join(self.store.numbers(field, index).tobytes() for field in self.entry.number_fields)
 
     def instruction(self, index: int) -> str:
-        """Task of an episode in words, as of its first kept step; "" without steps or a field named."""
-        entry = self.entry
-        if entry.instruction_text is not None:
-            return entry.instruction_text
-        if not entry.instruction:
-            return ""
-        if entry.instruction not in self.store.fields:
-            return str(self.store.metadata(index)[entry.instruction.removeprefix(METADATA)])
-        if not self.store.lengths[index]:
-            return ""
-        first = min(self._drop_first, int(self.store.lengths[index]) - 1)
-        if is_character_codes(self.store, entry.instruction):
-            codes = self.store.numbers(entry.instruction, index)[first]
-            return "".join(chr(code) for code in codes[: _length_of_text(codes)])
-        return self.store.texts(entry.instruction, index)[first]
+        """Task of an episode in words, as of its first kept step; "" when the entry names no field."""
+        return next((text for _, text in self._instruction_runs(index)), "")
+
+    def instructions(self, index: int) -> tuple[str, ...]:
+        """The different instructions of an episode's kept steps, each once, in order."""
+        return tuple(dict.fromkeys(text for _, text in self._instruction_runs(index)))
+
+    def recorded_instructions(self, index: int) -> list[str]:
+        """The instruction of each recorded step, those that the entry's transforms drop included."""
+        return every_step(self._instructions.runs(index), int(self.store.lengths[index]))
+
+    def _instruction_runs(self, index: int) -> Runs:
+        runs = self._instructions.runs(index)
+        return runs if len(runs) < 2 else kept_runs(runs, self._drop_first, int(self._lengths[index]))
 
     def metadata(self, index: int) -> Mapping[str, Any]:
         """Facts about an episode as a whole."""
@@ -232,9 +234,11 @@ class MappedDataset:
         return numbers
 
     def _shown(self, index: int) -> dict[str, Any]:
+        runs = self._instruction_runs(index) or ((0, ""),)
         return {
             "episode_id": self.episode_id(index),
-            "instruction": self.instruction(index),
+            "instruction": runs[0][1],
+            "instruction_changes": runs[1:],
             "cameras": tuple(self.entry.cameras),
             "extra_keys": tuple(self.entry.extra),
             "read_image": partial(self._image, index),
@@ -296,9 +300,3 @@ class MappedDataset:
         else:
             values = self.store.numbers(depth.field, index)[step]
         return values.reshape(values.shape[:2]).astype(np.float32) * np.float32(depth.scale)
-
-
-def _length_of_text(codes: Shaped[np.ndarray, " N"]) -> int:
-    """Up to the first 0."""
-    ends = np.flatnonzero(codes == 0)
-    return int(ends[0]) if len(ends) else len(codes)

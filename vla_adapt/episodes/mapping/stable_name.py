@@ -1,4 +1,4 @@
-"""Names of datasets and episodes that copies, renamed folders and conversions keep (held-out sets use them)."""
+"""Names of datasets and episodes that copies, renamed folders and conversions keep, as held-out sets need."""
 
 from __future__ import annotations
 

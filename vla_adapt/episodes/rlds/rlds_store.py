@@ -20,6 +20,7 @@ from vla_adapt.episodes.storage.byte_source import ShardReader
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import STEPS, Kind, LeafSpec
 from vla_adapt.episodes.storage.image_codec import decode_image
+from vla_adapt.episodes.storage.text_runs import Runs, runs_of_numbers, runs_of_texts
 from vla_adapt.suggest import did_you_mean
 
 
@@ -172,6 +173,14 @@ class RldsStore:
             return [self._index.text(path, int(numbers[0]))] * len(numbers)
         table = {number: self._index.text(path, int(number)) for number in np.unique(numbers)}
         return [table[number] for number in numbers]
+
+    def text_runs(self, field: str, episode: int) -> Runs:
+        """(first step, text) of each stretch of steps of an episode with one text."""
+        path, _ = self._leaf(field, Kind.TEXT)
+        ids = self._index.arrays.get(f"{path}:id")
+        if ids is None:
+            return runs_of_texts(self.texts(field, episode))
+        return runs_of_numbers(ids[self._rows(episode)], partial(self._index.text, path))
 
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """Episode-level facts of the record, by name without "episode_metadata/"; read when asked for."""

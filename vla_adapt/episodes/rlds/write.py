@@ -216,7 +216,7 @@ def _episode_fields(data: EpisodeData, embodiment: Embodiment, where: str) -> di
     success = bool(data.metadata.get("success", True))
     fields: dict[str, tuple[LeafSpec, Any]] = {
         "action": _array_field(np.asarray(data.action, np.float32)),
-        "language_instruction": (LeafSpec(Kind.TEXT), [data.instruction.encode()] * steps),
+        "language_instruction": (LeafSpec(Kind.TEXT), [text.encode() for text in data.step_instructions]),
         "is_first": _array_field(np.arange(steps) == 0),
         "is_last": _array_field(last),
         "is_terminal": _array_field(last),

@@ -6,9 +6,13 @@ pyarrow 26 MB, PyAV 16 MB of memory), and processes that read RLDS, one per work
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mapping.entry import SIDECAR, DatasetEntry, read_sidecar
@@ -88,6 +92,53 @@ def open_dataset(
     return MappedDataset(store, own_entry, robot, check, on_error, name if stated is None else stated)
 
 
+def split_episodes(
+    path: str | Path, entry: DatasetEntry | str | Path | None = None
+) -> tuple[dict[str, Int64[np.ndarray, " _"]], int]:
+    """The splits of a stored dataset of any format that hold episodes.
+
+    Args:
+        path, entry: as of `open_dataset`.
+
+    Returns:
+        Every split -> its episodes' numbers among all recorded ones, and how many those are. Splits may
+        overlap (HDF5's "all" holds every episode), and episodes lie in none.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    given = find_entry(entry) if isinstance(entry, str | Path) else entry
+    local = None if is_url(path) else Path(path)
+    found: Mapping[str, Sequence[int] | np.ndarray]
+    if local is not None and hdf5_files(local):
+        from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
+
+        store = Hdf5Store(local, "all", _hdf5_entry(local, given)[0].stored_fields)
+        found, total = store.splits, len(store.lengths)
+    elif local is not None and is_lerobot(local):
+        from vla_adapt.episodes.lerobot.lerobot_store import lerobot_splits
+
+        found, total = lerobot_splits(local)
+    else:
+        shards = RldsFolder.open(path).splits
+        counts = {name: sum(count for _, count in files) for name, files in shards.items()}
+        ends = dict(zip(counts, itertools.accumulate(counts.values()), strict=True))
+        found, total = (
+            {name: range(ends[name] - counts[name], ends[name]) for name in ends},
+            sum(counts.values()),
+        )
+    return {name: np.array(numbers, np.int64) for name, numbers in found.items() if len(numbers)}, total
+
+
+def _hdf5_entry(path: Path, given: DatasetEntry | None) -> Found:
+    from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
+
+    found = _own_entry(path if path.is_dir() else path.parent, path.stem, given)
+    if found is None:
+        raise _no_entry(str(path), path.stem, Hdf5Store.names(path))
+    return Hdf5Store.with_episode_names(found[0]), found[1]
+
+
 def _open_hdf5(
     path: Path,
     split: str,
@@ -99,13 +150,10 @@ def _open_hdf5(
 ) -> tuple[StoredEpisodes, Found]:
     from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
 
-    found = _own_entry(path if path.is_dir() else path.parent, path.stem, given)
-    if found is None:
-        raise _no_entry(str(path), path.stem, Hdf5Store.names(path))
-    entry = Hdf5Store.with_episode_names(found[0])
+    entry, recorded = _hdf5_entry(path, given)
     store = Hdf5Store(path, split, entry.stored_fields, cache_dir, on_error, image_scale)
     _warn_idle(store, entry, verify_images, image_scale)
-    return store, (entry, found[1])
+    return store, (entry, recorded)
 
 
 def _open_lerobot(

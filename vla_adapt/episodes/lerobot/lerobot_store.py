@@ -114,9 +114,17 @@ class LeRobotStore:
             return np.array(indexed[rows])
         if field in STANDARD:
             return self._derived(field, number)
-        file, first = self._place(number)
-        column = self._parquet.slice(file, field, first, rows.stop - rows.start)
-        return numbers(column, self.fields[field], f"{file}: column '{field}' of episode {number}")
+        return self._stored(field, number)
+
+    def exact_dtype(self, field: str) -> np.dtype:
+        """Of a number field as declared; `numbers` gives 64-bit floats as 32-bit ones."""
+        return np.dtype(self.fields[field].dtype)
+
+    def exact_numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
+        """`numbers` in `exact_dtype`."""
+        if self.fields[field].dtype != "float64":
+            return self.numbers(field, episode)
+        return self._stored(field, int(self._episodes[episode]), exact=True)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
         """A number field of all steps of all episodes; a memory map unless the field is wide."""
@@ -183,6 +191,20 @@ class LeRobotStore:
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """episode_index, length, tasks, and what else the dataset records of an episode."""
         return self._folder.episodes.facts(int(self._episodes[episode]))
+
+    @property
+    def fact_leaves(self) -> Mapping[str, LeafSpec]:
+        """What is known of the kinds of `metadata`."""
+        return self._folder.episodes.leaves
+
+    def _stored(self, field: str, number: int, exact: bool = False) -> Shaped[np.ndarray, "T ..."]:
+        """A number field from the parquet file."""
+        leaf, steps = self.fields[field], int(self._folder.lengths[number])
+        if not steps:
+            return np.zeros((0, *leaf.shape), leaf.dtype if exact or leaf.dtype != "float64" else "float32")
+        file, first = self._place(number)
+        column = self._parquet.slice(file, field, first, steps)
+        return numbers(column, leaf, f"{file}: column '{field}' of episode {number}", exact)
 
     def _task_runs(self, number: int) -> Runs:
         """Instructions by the steps' task_index or, without that column, the episode's only task."""
@@ -263,6 +285,16 @@ def open_lerobot(
     if verify_images:
         store.verify_images(cache_dir)
     return store
+
+
+def lerobot_splits(path: Path) -> tuple[dict[str, range], int]:
+    """Every split -> its episodes' numbers, and how many episodes the dataset has.
+
+    Raises:
+        ValueError: as `LeRobotFolder.read`.
+    """
+    folder = LeRobotFolder.read(path)
+    return folder.splits, len(folder.lengths)
 
 
 def _lost(

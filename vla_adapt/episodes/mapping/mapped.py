@@ -60,8 +60,8 @@ class MappedDataset:
         on_error: OnError = "error",
         lasting_name: str | None = None,
     ):
-        self._lasting_name = store.name if lasting_name is None else lasting_name
-        self.name, self.split, self.path = self._lasting_name or store.name, store.split, store.path
+        self.lasting_name = store.name if lasting_name is None else lasting_name
+        self.name, self.split, self.path = self.lasting_name or store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
         self._stands_in = check and on_error == "skip"
         self.store = store
@@ -131,7 +131,7 @@ class MappedDataset:
 
     def stable_name(self, index: int) -> StableName:
         """Names of dataset and episode that copies, renamed folders and conversions keep."""
-        return stable_name(self._lasting_name, self.episode_id(index), int(self.store.lengths[index]))
+        return stable_name(self.lasting_name, self.episode_id(index), int(self.store.lengths[index]))
 
     def recorded_motion(self, index: int) -> bytes:
         """The stored numbers of an episode that its action and state are made of."""

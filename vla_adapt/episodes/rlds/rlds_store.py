@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from jaxtyping import Int64, Shaped
 from vla_adapt.episodes.mapping.entry_fields import METADATA
 from vla_adapt.episodes.rlds.example_proto import Buffer, Span
 from vla_adapt.episodes.rlds.index import StepIndex, open_index
-from vla_adapt.episodes.rlds.leaf_values import read_values, stored_keys
+from vla_adapt.episodes.rlds.leaf_values import read_dtype, read_values, stored_keys
 from vla_adapt.episodes.rlds.shards import RldsFolder
 from vla_adapt.episodes.rlds.tfrecord import crc32c
 from vla_adapt.episodes.storage.byte_source import ShardReader
@@ -185,6 +186,16 @@ class RldsStore:
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """Episode-level facts of the record, by name without "episode_metadata/"; read when asked for."""
         return _Facts(self, self._fact_paths, episode)
+
+    @property
+    def fact_leaves(self) -> dict[str, LeafSpec]:
+        """What is known of the kinds of `metadata`: dtypes of numbers as they are read, and images."""
+        found = {name: self.leaves[path] for name, path in self._fact_paths.items()}
+        return {
+            name: replace(leaf, dtype=read_dtype(leaf).name) if leaf.kind is Kind.NUMBER else leaf
+            for name, leaf in found.items()
+            if leaf.kind in (Kind.NUMBER, Kind.IMAGE)
+        }
 
     def fact(self, path: str, episode: int) -> Any:
         """The episode-level value at `path`: str, number, list of numbers, array or image; None: absent.

@@ -202,3 +202,20 @@ def test_two_processes_fill_one_store(make: MakeRecipe, tmp_path: Path, launcher
     one, two = (load_file(run / "bundles" / "ur5e" / "head.safetensors") for run in (whole, tmp_path / "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=1e-3)
+
+
+def test_a_frame_is_seen_with_the_instruction_of_its_step() -> None:
+    class Builder:
+        image_key, more_cameras = "primary", ()
+
+        def observations(self, seen: list[dict[str, Any]], robots: list[str]) -> Any:
+            return [each["prompt"] for each in seen]
+
+    robot = Embodiment.load("ur5e")
+    data = [fake_data(robot, np.random.default_rng(0), 4) for _ in range(2)]
+    data[1].instruction_changes = [(2, "put it down")]
+    part = frozen_features._Part(0, range(8), range(1, 8))
+    looks = frozen_features._Looks([part], [MemoryDataset("m", robot, data)], Builder())  # type: ignore[arg-type]
+    prompts: Any = looks[0][1]
+    assert prompts == data[0].step_instructions[1:] + data[1].step_instructions
+    assert prompts[-2:] == ["put it down"] * 2

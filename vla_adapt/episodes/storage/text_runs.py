@@ -46,7 +46,7 @@ def runs_of_texts(texts: Sequence[str]) -> Runs:
 def every_step(runs: Runs, steps: int) -> list[str]:
     """The text of each of `steps` steps."""
     ends = [*(start for start, _ in runs[1:]), steps]
-    return [text for (start, text), end in zip(runs, ends, strict=True) for _ in range(start, end)]
+    return [text for (start, text), end in zip(runs, ends, strict=False) for _ in range(start, end)]
 
 
 def _from_texts(store: StoredEpisodes, field: str, episode: int) -> Runs:

@@ -7,7 +7,7 @@ pyarrow 26 MB, PyAV 16 MB of memory), and processes that read RLDS, one per work
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vla_adapt.embodiment import Embodiment
@@ -37,6 +37,7 @@ def open_dataset(
     on_error: OnError = "error",
     verify_images: bool = False,
     image_scale: int | None = None,
+    stand_in_cameras: Mapping[str, str] | None = None,
 ) -> MappedDataset:
     """Open one split of a stored dataset: RLDS (features.json), LeRobot (meta/info.json) or HDF5.
 
@@ -61,6 +62,8 @@ def open_dataset(
         image_scale: decode JPEGs at the smallest DCT scale that leaves both sides at least this many pixels:
             faster, but not TensorFlow's pixels, so never for evaluation. None: full size. A warning says
             where it has no effect: videos, raw pixels.
+        stand_in_cameras: camera name -> another camera, whose images are given for it where the dataset lacks
+            the first; see `DatasetEntry.stand_in_cameras` for what became of it.
 
     Raises:
         ValueError: anything missing, damaged or of the wrong shape; one line that names it.
@@ -82,6 +85,7 @@ def open_dataset(
         store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
         found = known
     own_entry, recorded = found
+    own_entry = own_entry.with_stand_ins(stand_in_cameras or {})
     return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
 
 

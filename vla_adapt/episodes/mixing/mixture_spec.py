@@ -32,6 +32,8 @@ class SourceOptions(BaseModel):
         episodes: only the first so many.
         filter: which episodes count.
         on_error: damaged episodes: "error", or "skip" and say so; images: see `mapped.MappedDataset`.
+        stand_in_cameras: camera name -> another camera, whose images are given for it where the dataset lacks
+            the first ({primary: wrist}); both names then show them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,7 @@ class SourceOptions(BaseModel):
     episodes: int | None = Field(default=None, gt=0)
     filter: EpisodeFilter = EpisodeFilter()
     on_error: OnError = "error"
+    stand_in_cameras: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> SourceOptions:
@@ -122,11 +125,15 @@ class WeightedName(BaseModel):
 
 
 class NamedMixture(BaseModel):
-    """A file of `recipes/mixtures`: names and weights, no paths."""
+    """A file of `recipes/mixtures`: names and weights, no paths.
+
+    `stand_in_cameras` are for all its datasets, as of `SourceOptions`; a recipe's `defaults` go before.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str
     balance: Balance
+    stand_in_cameras: dict[str, str] = {}
     datasets: list[WeightedName] = Field(min_length=1)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vla_adapt.episodes.mixing.held_out import is_held_out
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.mixture_spec import NAMED_HELD_OUT, MixtureSpec, NamedMixture, Source
 from vla_adapt.episodes.opening import open_dataset
+from vla_adapt.episodes.provenance import stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.byte_source import is_url
 from vla_adapt.episodes.subset import EpisodeSubset
@@ -83,6 +85,7 @@ def open_mixture(spec: MixtureSpec) -> OpenedMixture:
         balance,
     )
     notes += [note for part in parts for note in part.notes]
+    notes += _idle_stand_ins(spec, parts)
     if balance == "dataset" and len({source.weight for source in sources}) > 1:
         notes.append("balance 'dataset' gives all datasets the same share: their weights have no effect")
     return OpenedMixture(parts, shares, spec.open_blocks if spec.order == "shards" else None, notes)
@@ -109,6 +112,7 @@ def resolve(spec: MixtureSpec) -> tuple[list[Source], Balance, list[str]]:
     options = spec.defaults.model_dump()
     if spec.defaults.held_out is None and spec.defaults.held_out_split is None:
         options["held_out"] = NAMED_HELD_OUT
+    options["stand_in_cameras"] = named.stand_in_cameras | spec.defaults.stand_in_cameras
     sources = [
         Source(**options, path=paths[name], entry=name, weight=weight)
         for name, weight in weights.items()
@@ -125,6 +129,7 @@ def open_source(source: Source) -> Part:
     """
     dataset = _open(source, source.split)
     train, notes = _chosen(dataset, source.filter)
+    notes += stand_in_notes(dataset)
     held_out = _judged(source)
     if source.held_out is not None:
         train, held_out = _parted(train, source.held_out, notes)
@@ -152,7 +157,27 @@ def _open(source: Source, split: str) -> EpisodeDataset:
         split=split,
         entry=source.entry,
         on_error=source.on_error,
+        stand_in_cameras=source.stand_in_cameras,
     )
+
+
+def stand_in_notes(dataset: EpisodeDataset) -> list[str]:
+    """Which of a dataset's cameras are given for which that it lacks."""
+    return [
+        f"{dataset.name}: it has no camera '{name}'; its camera '{other}' stands in"
+        for name, other in stand_ins(dataset).items()
+    ]
+
+
+def _idle_stand_ins(spec: MixtureSpec, parts: Sequence[Part]) -> list[str]:
+    """Notes on stand-ins that somebody asked for and no dataset took."""
+    asked = [spec.defaults.stand_in_cameras, *(source.stand_in_cameras for source in spec.sources)]
+    used = [stand_ins(part.train) for part in parts]
+    return [
+        f"stand_in_cameras: no dataset lacks camera '{name}' and has '{other}', so it has no effect"
+        for name, other in dict.fromkeys(pair for each in asked for pair in each.items())
+        if not any(each.get(name) == other for each in used)
+    ]
 
 
 def _judged(source: Source) -> EpisodeDataset | None:

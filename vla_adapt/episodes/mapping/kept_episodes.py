@@ -77,6 +77,9 @@ class KeptEpisodes:
     def texts(self, field: str, episode: int) -> Sequence[str]:
         return self._store.texts(field, int(self._kept[episode]))
 
+    def locate(self, episode: int) -> str:
+        return self._store.locate(int(self._kept[episode]))
+
     def metadata(self, episode: int) -> Mapping[str, Any]:
         return self._store.metadata(int(self._kept[episode]))
 

@@ -84,8 +84,11 @@ def parse_features(tree: Mapping[str, Any]) -> dict[str, LeafSpec]:
     """Flat leaves of a `features.json` tree.
 
     Raises:
-        ValueError: a feature kind or dtype that is not known; names the field.
+        ValueError: a feature kind or dtype that is not known, or no tree of features; starts with
+            "features.json:" and names the field.
     """
+    if "featuresDict" not in tree:
+        raise ValueError(f"features.json: has {', '.join(tree) or 'nothing'}, wanted 'featuresDict' and more")
     leaves: dict[str, LeafSpec] = {}
     _parse(tree, "", 0, leaves)
     return leaves
@@ -122,6 +125,14 @@ def _encode_leaf(leaf: LeafSpec) -> dict[str, Any]:
 
 def _parse(node: Mapping[str, Any], path: str, levels: int, leaves: dict[str, LeafSpec]) -> None:
     """Add the leaves of `node`, which lies at `path` inside `levels` sequences (not counting the steps)."""
+    try:
+        _parse_node(node, path, levels, leaves)
+    except (AttributeError, KeyError, TypeError):
+        what = f"field '{path}'" if path else "the whole"
+        raise ValueError(f"features.json: {what} is not laid out as tfds does it") from None
+
+
+def _parse_node(node: Mapping[str, Any], path: str, levels: int, leaves: dict[str, LeafSpec]) -> None:
     if "featuresDict" in node:
         for key, child in node["featuresDict"].get("features", {}).items():
             _parse(child, f"{path}/{key}" if path else key, levels, leaves)
@@ -188,4 +199,8 @@ def _tensor(node: Mapping[str, Any], path: str) -> LeafSpec:
 
 
 def _shape(node: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.get("shape", {}).get("dimensions", []))
+    sizes = node.get("shape", {}).get("dimensions", [])
+    try:
+        return tuple(int(size) for size in sizes)
+    except ValueError:
+        raise TypeError(f"dimensions {sizes}") from None

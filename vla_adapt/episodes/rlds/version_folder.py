@@ -53,7 +53,7 @@ def _other_format(filesystem: AbstractFileSystem, path: str) -> str | None:
     """What lies there that would be read from a disk."""
     if filesystem.exists(posixpath.join(path, LEROBOT_INFO.as_posix())):
         return "a LeRobot dataset"
-    names = [path] if filesystem.isfile(path) else filesystem.ls(path, detail=False)
+    names = [path] if filesystem.isfile(path) else filesystem.glob(posixpath.join(path, "*"))
     return "HDF5 data" if any(str(name).lower().endswith(HDF5_ENDINGS) for name in names) else None
 
 

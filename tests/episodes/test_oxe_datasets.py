@@ -636,8 +636,8 @@ FMB = {"primary": "image_side_1", "secondary": "image_side_2", "wrist": "image_w
 ROBOSET = {"primary": "image_left", "secondary": "image_right", "wrist": "image_wrist"}
 ALOHA = {"primary": "cam_high", "left_wrist": "cam_left_wrist", "right_wrist": "cam_right_wrist"}
 CAMERAS: dict[str, dict[str, str]] = {
-    "bridge_dataset": {"primary": "image_0"},
-    "bridge_orig": {"primary": "image_0"},
+    "bridge_dataset": {"primary": "image_0", "secondary": "image_1"},
+    "bridge_orig": {"primary": "image_0", "secondary": "image_1"},
     "bridge_oxe": {"primary": "image", "secondary": "image_1"},
     "taco_play": {"primary": "rgb_static", "wrist": "rgb_gripper"},
     "jaco_play": {"primary": "image", "wrist": "image_wrist"},

@@ -5,12 +5,13 @@ from __future__ import annotations
 from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
 
 def entry_of(dataset: EpisodeDataset) -> DatasetEntry | None:
     """The entry that a dataset, or what it is a part of, was opened by; None: it has none."""
-    while isinstance(dataset, EpisodeSubset):
+    while isinstance(dataset, EpisodeSubset | StridedDataset):
         dataset = dataset.dataset
     return dataset.entry if isinstance(dataset, MappedDataset) else None
 

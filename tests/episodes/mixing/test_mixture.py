@@ -198,6 +198,9 @@ def test_refusals() -> None:
         Mixture([(MemoryDataset("none", robot, []), 1.0)], 0, 2)
     with pytest.raises(ValueError, match="one: no camera 'top'; it has primary, wrist"):
         Mixture([(dataset, 1.0)], 0, 2, cameras=("top",))
+    other = robot.model_copy(update={"rate_hz": 50.0})
+    with pytest.raises(ValueError, match="two: its embodiment 'franka_panda' differs from that of one"):
+        Mixture([(dataset, 1.0), (MemoryDataset("two", other, [data]), 1.0)], 0, 2)
     data.action[1, 0] = np.inf
     with pytest.raises(ValueError, match=r"one: episode 0: step 1: action holds"):
         Mixture([(MemoryDataset("one", robot, [data]), 1.0)], 0, 2).window(0)

@@ -51,14 +51,9 @@ def _open(source: Source, split: str) -> EpisodeDataset:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is skipped is told as a finding
         dataset: EpisodeDataset = open_dataset(
-            path,
-            embodiment=source.embodiment,
-            split=split,
-            entry=source.entry,
-            check=False,
-            on_error="skip",
-            stand_in_cameras=source.stand_in_cameras,
-        )
+            path, embodiment=source.embodiment, split=split, entry=source.entry, cache_dir=source.cache_dir,
+            check=False, on_error="skip", stand_in_cameras=source.stand_in_cameras,
+        )  # fmt: skip
     wanted = source.filter if split == source.split else source.filter.without_ids()
     if wanted != EpisodeFilter():
         dataset = EpisodeSubset(dataset, filter_episodes(dataset, wanted)[0])

@@ -232,6 +232,11 @@ class LeRobotStore:
         file = self._folder.data_files[int(self._folder.data_file[number])]
         return file, int(self._folder.first_row[number])
 
+    def locate(self, episode: int) -> str:
+        """File and first row of an episode, for messages."""
+        file, first = self._place(int(self._episodes[episode]))
+        return f"{file} from row {first} on"
+
     def _where(self, field: str, episode: int, step: int) -> str:
         file, first = self._place(int(self._episodes[episode]))
         return f"{file} column '{field}' row {first + step}"

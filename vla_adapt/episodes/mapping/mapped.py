@@ -203,7 +203,8 @@ class MappedDataset:
             yield (
                 episode,
                 f"{self.name}: episode {self.episode_id(episode)} step {step}: {what} field '{field}' "
-                f"is not finite ({int(bad.sum())} such steps in all); repair or drop the episode",
+                f"is not finite ({int(bad.sum())} such steps in all), in {self.store.locate(episode)}; "
+                "repair or drop the episode",
             )
 
     def _numbers(self, index: int) -> Numbers:

@@ -153,7 +153,7 @@ class RldsStore:
         return self._decode_all(
             self._values(path, leaf, episode)[step],
             leaf,
-            lambda: f"{self._location(episode)} field '{path}' step {step}",
+            lambda: f"{self.locate(episode)} field '{path}' step {step}",
         )
 
     def encoded_image(self, field: str, episode: int, step: int) -> bytes:
@@ -202,7 +202,7 @@ class RldsStore:
             return None
         value = self._values(path, leaf, episode)
         if leaf.holds is Kind.IMAGE:
-            return self._decode_all(value, leaf, lambda: f"{self._location(episode)} field '{path}'")
+            return self._decode_all(value, leaf, lambda: f"{self.locate(episode)} field '{path}'")
         return value.tolist() if leaf.kind is Kind.NUMBER else value
 
     def _leaf(self, field: str, kind: Kind) -> tuple[str, LeafSpec]:
@@ -230,7 +230,7 @@ class RldsStore:
         try:
             return read_values(path, leaf, steps, partial(self._stored_list, episode))
         except ValueError as error:
-            raise ValueError(f"{self._location(episode)}: {error}") from None
+            raise ValueError(f"{self.locate(episode)}: {error}") from None
 
     def _stored_list(self, episode: int, key: str) -> tuple[Buffer, Span]:
         kind, start, end = (int(x) for x in self._index.arrays[f"{key}:span"][episode])
@@ -263,14 +263,15 @@ class RldsStore:
             for item in encoded
         ]
 
-    def _location(self, episode: int) -> str:
+    def locate(self, episode: int) -> str:
+        """Shard and name of an episode, for messages."""
         shard = self._shard_numbers[episode]
         return f"{self._index.shards[shard].location} episode {self.split}/{self.ordinals[episode]}"
 
     def _row(self, episode: int, step: int) -> int:
         length = self._lengths[episode]
         if not 0 <= step < length:
-            raise ValueError(f"{self._location(episode)}: step {step} asked, it has {length}")
+            raise ValueError(f"{self.locate(episode)}: step {step} asked, it has {length}")
         return self._ends[episode] - length + step
 
     def _rows(self, episode: int) -> slice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from vla_adapt.episodes.mapping.stable_name import StableName
@@ -67,3 +67,21 @@ def observations(dataset: EpisodeDataset, index: int) -> Observations:
         dataset, "observations", None
     )  # isinstance() of a protocol is slow, this is met per sample
     return dataset[index] if read is None else read(index)
+
+
+def by_robot(datasets: Iterable[EpisodeDataset]) -> dict[str, list[EpisodeDataset]]:
+    """Datasets by the name of their robot, in the order met.
+
+    Raises:
+        ValueError: two different robots of one name.
+    """
+    groups: dict[str, list[EpisodeDataset]] = {}
+    for dataset in datasets:
+        group = groups.setdefault(dataset.embodiment.name, [])
+        if group and group[0].embodiment != dataset.embodiment:
+            raise ValueError(
+                f"{dataset.name}: its embodiment '{dataset.embodiment.name}' differs from that of "
+                f"{group[0].name}; open both with the same embodiment"
+            )
+        group.append(dataset)
+    return groups

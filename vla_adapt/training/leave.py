@@ -68,7 +68,7 @@ def _bundle(
         adapter_config=config,
         adapter=adapter,
         action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
-        constants=recipe.policy.constants.get(name, {}),
+        constants=robot.constants,
         facts=_facts(setting, robot, result, starts),
     )
     bundle.card = model_card(robot.embodiment, _card_facts(setting, bundle, robot, head, result))

@@ -228,3 +228,15 @@ def test_tfds_opens_all_splits_episodes_without_steps_and_goal_images(
         assert [len(list(record["steps"])) for record in records] == list(sizes)
         for record, length in zip(records, sizes, strict=True):
             np.testing.assert_array_equal(record["episode_metadata"]["goal"], goals[length])
+
+
+def test_instructions_that_change_stay_with_their_steps(tmp_path: Path, robot: Embodiment) -> None:
+    data = fake_data(robot, np.random.default_rng(0), length=6)
+    data.instruction, data.instruction_changes = "pick it", [(2, "place it"), (5, "pick it")]
+    with RldsWriter(tmp_path / "data", "changing", robot) as writer:
+        writer.add("train", data)
+    convert_dataset(writer.path, tmp_path / "there", "lerobot")
+    convert_dataset(tmp_path / "there", tmp_path / "back", "rlds")
+    for path in (writer.path, tmp_path / "there", tmp_path / "back"):
+        episode = open_dataset(path)[0]
+        assert [episode.instruction_at(t) for t in range(6)] == data.step_instructions

@@ -14,6 +14,7 @@ from vla_adapt.episodes.mapping.entry import Source
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.source import Episode, EpisodeDataset
 from vla_adapt.episodes.storage.feature_spec import Kind
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 from vla_adapt.types import VectorKind
 
@@ -37,7 +38,11 @@ def mapped(dataset: EpisodeDataset, number: int = 0) -> tuple[MappedDataset, int
 
 
 def recorded_rate_hz(dataset: EpisodeDataset) -> float:
-    """The rate the entry declares, else the embodiment's."""
+    """The rate the entry declares, else the embodiment's; of every n-th step an n-th of it."""
+    if isinstance(dataset, EpisodeSubset):
+        return recorded_rate_hz(dataset.dataset)
+    if isinstance(dataset, StridedDataset):
+        return recorded_rate_hz(dataset.dataset) / dataset.stride
     found = mapped(dataset) if len(dataset) else None
     declared = found[0].entry.rate_hz if found else None
     return declared or dataset.embodiment.rate_hz

@@ -152,7 +152,7 @@ class Hdf5Store:
             try:
                 return decode_image(encoded(stored), leaf, self._image_scale)
             except ValueError as error:
-                raise ValueError(f"{error} ({self._where(episode)} '{field}' row {step})") from None
+                raise ValueError(f"{error} ({self.locate(episode)} '{field}' row {step})") from None
         return stored if stored.shape[-1] == 3 else np.repeat(stored, 3, axis=-1)
 
     def _checked(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
@@ -160,7 +160,7 @@ class Hdf5Store:
         values, steps = self._read(field, episode), int(self.lengths[episode])
         if not values.shape or len(values) != steps:
             raise ValueError(
-                f"{self._where(episode)}: '{field}' has shape {list(values.shape)}, the episode {steps} steps"
+                f"{self.locate(episode)}: '{field}' has shape {list(values.shape)}, the episode {steps} steps"
             )
         return values
 
@@ -180,7 +180,7 @@ class Hdf5Store:
             problem = {key: self._files.attribute(file, group, key) for key in LIBERO_ATTRIBUTES}
             text = derived_instruction(problem)
         if text is None:
-            raise ValueError(f"{self._where(episode)} has neither a data set nor an attribute '{field}'")
+            raise ValueError(f"{self.locate(episode)} has neither a data set nor an attribute '{field}'")
         return [as_text(text)] * steps
 
     def metadata(self, episode: int) -> Mapping[str, Any]:
@@ -212,7 +212,8 @@ class Hdf5Store:
         number = int(self._episodes[episode])
         return self._index.contents.file[number], self._index.contents.group[number]
 
-    def _where(self, episode: int) -> str:
+    def locate(self, episode: int) -> str:
+        """File and group of an episode, for messages."""
         file, group = self._place(episode)
         return f"{self._index.files[file]}: {group}"
 

@@ -254,6 +254,11 @@ class LeRobotStore:
         file = self._folder.data_files[int(self._folder.data_file[number])]
         return file, int(self._folder.first_row[number])
 
+    def locate(self, episode: int) -> str:
+        """File and first row of an episode, for messages."""
+        file, first = self._place(int(self._episodes[episode]))
+        return f"{file} from row {first} on"
+
     def _where(self, field: str, episode: int, step: int) -> str:
         file, first = self._place(int(self._episodes[episode]))
         return f"{file} column '{field}' row {first + step}"
@@ -285,16 +290,6 @@ def open_lerobot(
     if verify_images:
         store.verify_images(cache_dir)
     return store
-
-
-def lerobot_splits(path: Path) -> tuple[dict[str, range], int]:
-    """Every split -> its episodes' numbers, and how many episodes the dataset has.
-
-    Raises:
-        ValueError: as `LeRobotFolder.read`.
-    """
-    folder = LeRobotFolder.read(path)
-    return folder.splits, len(folder.lengths)
 
 
 def _lost(

@@ -81,6 +81,9 @@ class KeptEpisodes:
     def text_runs(self, field: str, episode: int) -> Runs:
         return runs_reader(self._store)(field, int(self._kept[episode]))
 
+    def locate(self, episode: int) -> str:
+        return self._store.locate(int(self._kept[episode]))
+
     def metadata(self, episode: int) -> Mapping[str, Any]:
         return self._store.metadata(int(self._kept[episode]))
 

@@ -64,7 +64,7 @@ class Mixture:
 
     Raises:
         ValueError: a weight that is not positive, an empty dataset, a camera a dataset lacks, an optional one
-            that all lack.
+            that all lack, two different robots of one name.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class Mixture:
                 raise ValueError(f"{dataset.name}: no steps to draw from; leave it out of the mixture")
         self._check_cameras()
         self._identities: list[bytes | None] = [None] * len(self.datasets)
+        episode_facts.by_robot(self.datasets)
         robots = [dataset.embodiment for dataset in self.datasets]
         self.action_unifiers = [ActionUnifier(robot, layout) for robot in robots]
         self.proprio_unifiers = [

@@ -65,6 +65,10 @@ class StoredEpisodes(Protocol):
         """Facts about the whole episode."""
         ...
 
+    def locate(self, episode: int) -> str:
+        """Where an episode lies, file first, for messages."""
+        ...
+
 
 @runtime_checkable
 class FetchesImages(Protocol):

@@ -18,6 +18,7 @@ from vla_adapt.episodes import episode_facts as facts
 from vla_adapt.episodes import fake_data, open_dataset
 from vla_adapt.episodes.conversion.convert import convert_dataset
 from vla_adapt.episodes.mapping.entry import SIDECAR
+from vla_adapt.episodes.mixing import open_mixture as open_mixture_module
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
 from vla_adapt.episodes.mixing.held_out import is_held_out
 from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source, SourceOptions
@@ -280,7 +281,7 @@ def test_hdf5_files_may_be_renamed(tmp_path: Path) -> None:
     assert sets[0] == sets[1]
 
 
-def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path) -> None:
+def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the train and of the held-out split; where the list gets long it is cut and says so."""
     shutil.copytree(many, tmp_path / "many" / "1.0.0")
     for split, keep in (("train", 0.3), ("val", 0.5)):
@@ -290,12 +291,18 @@ def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path) -> None:
     source = Source(path=str(tmp_path / "many"), on_error="skip")
     with pytest.warns(UserWarning, match="skipped"):
         opened = open_mixture(MixtureSpec(sources=[source]))
-    assert opened.notes[0] == "many/train: 1 damaged places are left out, as on_error: skip says:"
-    assert opened.notes[1].startswith(
-        f"many/train: {tmp_path}/many/1.0.0/many-train.tfrecord-00000-of-00001: record "
-    )
-    assert [note[:9] for note in opened.notes] == ["many/trai"] * 2 + ["many/val:"] * 2
+    lost = 40 - len(opened.parts[0].train)
+    assert 20 < lost < 40
+    first, why, judged, also = opened.notes
+    assert first == f"many/train: {lost} of 40 episodes are damaged and left out:"
+    assert why.startswith(f"many/train: {tmp_path}/many/1.0.0/many-train.tfrecord-00000-of-00001: record ")
+    assert judged.startswith("many/val: ")
+    assert "many-val.tfrecord-00000-of-00001: record" in also
     assert tuple(opened.notes) == opened.parts[0].notes
+    monkeypatch.setattr(open_mixture_module, "_LISTED", 0)
+    with pytest.warns(UserWarning, match="skipped"):
+        cut = open_source(source).notes
+    assert cut[1] == "many/train: and 1 more; data doctor lists them"
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,18 @@ from vla_adapt.episodes.storage.text_runs import Runs, runs_reader
 
 @runtime_checkable
 class LeavesOut(Protocol):
-    """A store that may leave episodes out; `skipped` is file, record and reason of each damage."""
+    """A store that may leave episodes out.
+
+    Attributes:
+        skipped: file, record and reason of each damage.
+        lost: how many episodes it costs.
+    """
 
     @property
     def skipped(self) -> Sequence[str]: ...
+
+    @property
+    def lost(self) -> int: ...
 
 
 @runtime_checkable
@@ -39,7 +47,8 @@ class KeptEpisodes:
         self.split: str = store.split
         self.path: Path = store.path
         self.fields: Mapping[str, LeafSpec] = store.fields
-        self.skipped = [*left_out(store), *reasons]
+        before, lost = left_out(store)
+        self.skipped, self.lost = [*before, *reasons], lost + len(reasons)
         self._store, self._kept = store, kept
 
     @property
@@ -88,9 +97,9 @@ class KeptEpisodes:
         return self._store.metadata(int(self._kept[episode]))
 
 
-def left_out(store: StoredEpisodes) -> list[str]:
-    """What a store left out, one line each."""
-    return list(store.skipped) if isinstance(store, LeavesOut) else []
+def left_out(store: StoredEpisodes) -> tuple[list[str], int]:
+    """What a store left out, one line each, and how many episodes."""
+    return (list(store.skipped), store.lost) if isinstance(store, LeavesOut) else ([], 0)
 
 
 def recorded_numbers(store: StoredEpisodes) -> Int64[np.ndarray, " E"]:

@@ -25,7 +25,7 @@ from vla_adapt.episodes.storage.byte_source import is_url
 from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
-# Damaged places that the notes on a dataset list; how many there are they always say.
+# Damaged places that the notes on a dataset list.
 _LISTED = 20
 
 
@@ -207,7 +207,7 @@ def _idle_stand_ins(spec: MixtureSpec, parts: Sequence[Part]) -> list[str]:
 
 
 def _damage(dataset: EpisodeDataset) -> list[str]:
-    """How many damaged places were left out when the dataset was opened, and which."""
+    """How many damaged episodes were left out when the dataset was opened, and why."""
     opened = opened_as(dataset)
     texts = [] if opened is None else opened.skipped
     if opened is None or not texts:
@@ -215,7 +215,7 @@ def _damage(dataset: EpisodeDataset) -> list[str]:
     more = [f"and {len(texts) - _LISTED} more; data doctor lists them"] if len(texts) > _LISTED else []
     where = f"{opened.name}/{opened.split}"
     return [
-        f"{where}: {len(texts)} damaged places are left out, as on_error: skip says:",
+        f"{where}: {opened.lost} of {opened.lost + len(opened)} episodes are damaged and left out:",
         *(f"{where}: {text}" for text in [*texts[:_LISTED], *more]),
     ]
 

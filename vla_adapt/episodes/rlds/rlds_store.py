@@ -41,6 +41,7 @@ class RldsStore:
 
     Attributes:
         skipped: what was left out: file, record and reason of each damage.
+        lost: how many episodes by it.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class RldsStore:
         self._view_index()
         self._reader = ShardReader(index.shards)
         self.skipped = [text for text, _ in index.notes]
+        self.lost = sum(episodes for _, episodes in index.notes)
         if self.skipped:
-            lost = sum(episodes for _, episodes in index.notes)
-            warn_skipped(f"{self.name}/{split}", self.skipped, lost, len(index.lengths))
+            warn_skipped(f"{self.name}/{split}", self.skipped, self.lost, len(index.lengths))
 
     @classmethod
     def open(

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
-from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher, release_memory
 from vla_adapt.episodes.storage.text_runs import Runs, runs_reader
 
 
@@ -60,6 +60,9 @@ class KeptEpisodes:
     def ordinals(self) -> Int64[np.ndarray, " K"]:
         """Number of each episode among all recorded ones."""
         return recorded_numbers(self._store)[self._kept]
+
+    def release(self) -> None:
+        release_memory(self._store)
 
     def numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
         return self._store.numbers(field, int(self._kept[episode]))

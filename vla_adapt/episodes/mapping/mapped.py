@@ -24,7 +24,7 @@ from vla_adapt.episodes.mapping.transforms import Motion, find_transforms
 from vla_adapt.episodes.source import Episode, Observations, PendingImage
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import Kind
-from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher, release_memory
 from vla_adapt.episodes.storage.text_runs import Runs, every_step
 
 
@@ -83,6 +83,7 @@ class MappedDataset:
             self._leave_out_non_finite()
         elif check:
             self.check_finite()
+        release_memory(self.store)
         self.skipped, self.lost = left_out(self.store)
         self._fetch_stored = fetcher(self.store)
         self._instructions = InstructionReader(self.store, entry)

@@ -110,7 +110,9 @@ class RldsStore:
         path, leaf = self._leaf(field, Kind.NUMBER)
         indexed = self._index.arrays.get(f"{path}:value")
         if indexed is not None:
-            return np.array(indexed[self._rows(episode)])
+            values = np.array(indexed[self._rows(episode)])
+            self._index.release(f"{path}:value")
+            return values
         return self._values(path, leaf, episode)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
@@ -122,6 +124,10 @@ class RldsStore:
         if leaf.kind is Kind.RAGGED:
             raise ValueError(f"{self.name}: field '{field}' is {leaf}, wanted numbers of one size")
         return np.concatenate([self._values(path, leaf, episode) for episode in range(len(self.lengths))])
+
+    def release(self) -> None:
+        """Let go of what `column` brought into memory."""
+        self._index.release()
 
     def image(self, field: str, episode: int, step: int) -> np.ndarray:
         """Read and decode one image.

@@ -146,7 +146,7 @@ class Plan:
         return names
 
     def _carried_facts(self) -> CarriedFacts:
-        """With the episodes' names among them, where neither the target's numbers nor another fact give them."""
+        """With the episodes' names among them, where neither numbers nor another fact give them."""
         names, leaves = self._fact_names, self._fact_leaves
         known = {names[name]: leaf for name, leaf in leaves.items() if name in names}
         facts = CarriedFacts(self._all_facts(), self.to, known)

@@ -135,6 +135,12 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
             "unit: deg, reference_rpy_deg: [180, 0, 0]",
             "reference_rpy_deg is for proprio rotations",
         ),
+        ("unit: cm", "unit: cm, command: delta", "`command` is for joints and the torso lift"),
+        (
+            "rate_hz: 10",
+            "rate_hz: 10\nproprio: [{name: j, slots: right_joints, unit: rad, command: target}]",
+            "'j' has a `command`; that is for actions",
+        ),
         ("name: hand", "name: position", "component name position is used twice"),
         ("name: cart", "name: My Cart", "name: got 'My Cart'"),
         ("rate_hz: 10", "rate_hz: 0", "rate_hz: got 0"),

@@ -91,6 +91,7 @@ def data_doctor(
         diagnosis = examine(
             patients.datasets, patients.names, max_episodes or None, images,
             lambda name, done, of, what: bar.at(f"{name}: {what}", done, of), patients.findings,
+            patients.strides,
         )  # fmt: skip
     _print_diagnosis(diagnosis)
     if json_file:
@@ -124,7 +125,7 @@ def data_inspect(
         write_page(dataset, episode, out, max_mb, lambda done, of: bar.at("frames", done, of))
     item = dataset[episode]
     print(
-        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.instruction!r}; "
+        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.told!r}; "
         f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)"
     )
 
@@ -175,10 +176,10 @@ def data_convert(
     to: Annotated[str, typer.Option("--to", help="'lerobot' (v3.0) or 'rlds'")],
     embodiment: Robot = None,
     entry: Entry = None,
-    split: Split = "train",
+    split: Annotated[list[str] | None, typer.Option("--split", help="repeatable; default: all")] = None,
     images: Annotated[str, typer.Option(help="LeRobot: 'image' keeps pixels, 'video' is small")] = "image",
 ) -> None:
-    """Convert a dataset between formats.
+    """Convert a dataset between formats, all splits; says what of it the other format cannot hold.
 
     Example: vla-adapt data convert data/bridge_dataset out/bridge --to lerobot
     """
@@ -188,9 +189,18 @@ def data_convert(
     for option, got, known in (("--to", to, ("lerobot", "rlds")), ("--images", images, ("image", "video"))):
         if got not in known:
             raise ValueError(f"{option} '{got}': {did_you_mean(got, known)}")
-    options: Any = {"to": to, "embodiment": embodiment, "entry": entry, "split": split, "images": images}
-    count = convert_dataset(source, target, **options)
-    print(f"wrote {count} episodes to {target} ({to})")
+    options: Any = {
+        "to": to,
+        "embodiment": embodiment,
+        "entry": entry,
+        "splits": split or (),
+        "images": images,
+    }
+    done = convert_dataset(source, target, **options)
+    counts = ", ".join(f"{name} {count}" for name, count in done.episodes.items())
+    print(f"wrote {sum(done.episodes.values())} episodes to {target} ({to}): {counts}")
+    for line in done.left_behind:
+        print(f"left behind: {line}")
 
 
 def _sources(

@@ -84,6 +84,8 @@ class Component(_Strict):
             gripper pose is not at the singularity (pi). Roll, pitch, yaw of R_ref in degrees.
         gripper: native numbers of open and closed; required for gripper groups.
         limits: [low, high] in native numbers, for all or one pair per number; `to_robot` clips to it.
+        command: whether an action's joint or lift numbers are a `target` (where to go) or a `delta` (how far
+            from here). Only `stride` of a mixture asks; None: not said.
     """
 
     name: str = Field(min_length=1)
@@ -97,6 +99,7 @@ class Component(_Strict):
     reference_rpy_deg: tuple[float, float, float] | None = None
     gripper: GripperRange | None = None
     limits: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    command: Literal["target", "delta"] | None = None
 
     @property
     def group(self) -> SlotGroup:
@@ -175,6 +178,8 @@ class Component(_Strict):
         if (self.gripper is not None) != (group.kind == "gripper"):
             wanted = "needs" if group.kind == "gripper" else "takes no"
             return f"{group.name} {wanted} `gripper: {{open: ..., closed: ...}}`"
+        if self.command is not None and group.kind not in ("joints", "lift"):
+            return f"`command` is for joints and the torso lift, {group.name} means what its slots say"
         return None
 
     def _rotation_problem(self) -> str | None:
@@ -324,6 +329,8 @@ class Embodiment(_Strict):
             if component.reference_rpy_deg is not None:
                 raise ValueError(f"action: {component.name!r}: reference_rpy_deg is for proprio rotations")
         for component in self.proprio:
+            if component.command is not None:
+                raise ValueError(f"proprio: {component.name!r} has a `command`; that is for actions")
             if component.frame == "tool":
                 raise ValueError(
                     f"proprio: {component.name!r} has frame tool; states are given in the base frame"

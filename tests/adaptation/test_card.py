@@ -28,7 +28,7 @@ def facts() -> CardFacts:
         state="read", constants="none", steps=10, held_out="0.2 (predict-the-mean 0.4)",
         statistics=Statistics.from_samples(samples, mask), horizon=8,
         data=[
-            DataLine("kitchen", 20, 900, 2, "cc-by-4.0", "https://example.org/kitchen", 20.0),
+            DataLine("kitchen", 20, 900, 2, "cc-by-4.0", "https://example.org/kitchen", rate_hz=20.0),
             DataLine("lab", 5, 100, 0),
         ],
         errors=[{"slot": "right_gripper", "unit": "opening", "error": 0.0625, "baseline_error": 0.3}],
@@ -102,3 +102,10 @@ def test_the_card_of_a_real_run(finished_run: Path):
     assert "| control rate | 20 Hz |" in card
     assert "held-out error | 0." in card
     assert ModelCard.load(finished_run / "bundles" / "ur5e" / "README.md").data.license == "unknown"
+
+
+def test_a_camera_that_stood_in_is_said(facts: CardFacts):
+    lab = DataLine("lab", 5, 100, 0, stand_in_cameras={"primary": "wrist"})
+    card = model_card(ROBOT, replace(facts, data=[facts.data[0], lab]))
+    assert "lab has no camera `primary`: what it saw as `primary` are images of its camera `wrist`." in card
+    assert "kitchen has no camera" not in card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def test_rates_are_those_of_the_table(shared_dir: Path) -> None:
             assert CATALOGUE[cells[1]].rate_hz == float(cells[8]), cells[1]
             checked += 1
     assert checked > 45
+
+
+def test_rates_that_nobody_states_are_said_to_be_assumed() -> None:
+    assumed = {name for name, entry in CATALOGUE.items() if entry.rate_hz is None}
+    assert assumed == {name for name, entry in CATALOGUE.items() if "rate is not documented" in entry.notes}
+    assert len(assumed) == 4
+
+
+def test_statistics_of_their_own_are_shared_with_no_other_data() -> None:
+    places = {(entry.robot or entry.embodiment, entry.source) for entry in CATALOGUE.values()}
+    robots = Counter(robot for robot, _ in places)
+    own = [entry for entry in CATALOGUE.values() if "statistics of their own" in entry.notes]
+    assert len(own) > 10
+    assert [entry.source for entry in own if robots[entry.robot or entry.embodiment] > 1] == []
 
 
 def test_robots_of_one_name_are_one_embodiment() -> None:

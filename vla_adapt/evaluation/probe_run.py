@@ -153,7 +153,7 @@ def _probed(features: Features, config: ProbeConfig) -> dict[TapName, ProbeResul
 def _episodes(run: RunFolder) -> dict[str, list[EpisodeDataset]]:
     """Robot -> its training and held-out episodes."""
     data: dict[str, list[EpisodeDataset]] = {}
-    for part in open_mixture(run.mixture).parts:
+    for part in open_mixture(run.mixture, full_size=True).parts:
         both = [part.train] if part.held_out is None else [part.train, part.held_out]
         data.setdefault(part.train.embodiment.name, []).extend(both)
     return data

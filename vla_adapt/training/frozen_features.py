@@ -171,7 +171,7 @@ class _Looks(Dataset[tuple[_Part, PolicyBatch]]):
             episode, step = dataset[number], row - int(first[number])
             there = [camera for camera in cameras if camera in episode.cameras]
             images = {camera: episode.image(step, camera) for camera in there}
-            seen.append({"images": images, "prompt": episode.instruction})
+            seen.append({"images": images, "prompt": episode.instruction_at(step)})
         return part, self._builder.observations(seen, [dataset.embodiment.name] * len(seen))
 
 

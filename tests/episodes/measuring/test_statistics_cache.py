@@ -16,6 +16,7 @@ from vla_adapt.episodes.measuring import statistics_cache
 from vla_adapt.episodes.measuring.motion_summary import MotionSummary, summarize
 from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.measuring.statistics_cache import SummaryCache
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
 
@@ -79,6 +80,15 @@ def test_any_change_misses(written: Path, dataset: MappedDataset, summary: Motio
     os.utime(next(written.glob("*-train.tfrecord-*")), ns=(1, 1))
     assert not SummaryCache(dataset, "slots").is_there
     assert not SummaryCache(some, "slots").is_there
+
+
+def test_every_nth_step_has_numbers_of_its_own(two_robot_data: dict[str, Path]) -> None:
+    free = Embodiment.load("ur5e")  # its limits are for one step
+    parts = tuple(part.model_copy(update={"limits": None}) for part in free.action)
+    whole = open_dataset(two_robot_data["ur5e"], embodiment=free.model_copy(update={"action": parts}))
+    caches = [SummaryCache(each, "slots") for each in (StridedDataset(whole, 2), StridedDataset(whole, 3))]
+    caches[0].save(summarize(StridedDataset(whole, 2), 0, 3, "slots"))
+    assert [cache.is_there for cache in (*caches, SummaryCache(whole, "slots"))] == [True, False, False]
 
 
 def test_changed_code_misses(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, NamedMixture, Source
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, NamedLine, NamedMixture, Source, SourceOptions
 from vla_adapt.episodes.oxe import CATALOGUE
 from vla_adapt.recipe import Recipe
 from vla_adapt.suggest import validate_model
@@ -28,6 +28,16 @@ PUBLISHED = {
     "octo_magic_soup": (25, 30.774976),
     "oxe_flex_act_soup": (32, 39.774976),
 }
+ALONE = [
+    *(f"libero_{suite}_no_noops" for suite in ("spatial", "object", "goal", "10")),
+    *(f"tdroid_{task}" for task in ("carrot_in_bowl", "pour_corn_in_pot", "flip_pot_upright")),
+    *(
+        f"tdroid_{task}"
+        for task in ("move_object_onto_plate", "knock_object_over", "cover_object_with_towel")
+    ),
+    "droid_wipe",
+]
+PUBLISHED |= dict.fromkeys(ALONE, (1, 1.0))
 
 
 @pytest.mark.parametrize("name", NamedMixture.available())
@@ -49,8 +59,6 @@ def test_named_mixtures_against_the_catalogue_document(shared_dir: Path) -> None
         owner = section.split(")")[0]
         for name, listed in re.findall(r"- \*\*(\w+)\*\* \([^)]*\): (.*)", section):
             ours = renamed.get((owner, name), name)
-            if ours not in PUBLISHED:
-                continue
             lines = [line.rsplit(" ", 1) for line in listed.split(", ")]
             got = [(line.dataset, round(line.weight, 6)) for line in NamedMixture.load(ours).datasets]
             assert got == [(dataset, float(weight)) for dataset, weight in lines]
@@ -71,6 +79,32 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         NamedMixture.load("oxe_magic_sop")
 
 
+def test_a_line_says_what_differs_from_the_defaults() -> None:
+    def over(line: dict[str, Any], defaults: dict[str, Any]) -> SourceOptions:
+        merged = NamedLine(dataset="a", weight=1, **line).over(SourceOptions(**defaults))
+        return SourceOptions(**merged)
+
+    assert over({}, {}) == SourceOptions()
+    both = over({"stride": 5, "on_error": "error"}, {"on_error": "skip", "episodes": 3})
+    assert both == SourceOptions(stride=5, on_error="error", episodes=3)
+    filters = over(
+        {"filter": {"metadata": {"success": True}, "min_steps": 2}},
+        {"filter": {"metadata": {"seed": 1, "success": False}, "has_instruction": True, "min_steps": 9}},
+    ).filter
+    assert filters.metadata == {"success": True, "seed": 1}
+    assert (filters.min_steps, filters.has_instruction) == (2, True)
+    assert over({"held_out_split": "val"}, {"held_out": 0.1}).judged_split == "val"
+    assert over({"held_out": 0.2}, {"held_out_split": "val"}).held_out == 0.2
+    assert over({}, {"held_out": 0.1}).held_out == 0.1
+
+
+def test_kuka_is_trained_on_successes_only() -> None:
+    lines = [NamedMixture.load(name).lines() for name in NamedMixture.available()]
+    kuka = [mixture["kuka"] for mixture in lines if "kuka" in mixture]
+    assert len(kuka) == 9
+    assert all(line.filter.metadata == {"success": True} for line in kuka)
+
+
 def test_what_is_held_out() -> None:
     assert Source(path="a").judged_split == "val"
     assert Source(path="a", held_out_split="test").judged_split == "test"
@@ -89,6 +123,9 @@ def test_what_is_held_out() -> None:
         ({"sources": [{"path": "a", "held_out": 0.1, "held_out_split": "val"}]}, "give one of them"),
         ({"sources": [{"path": "a", "held_out": 1.0}]}, "less than 1"),
         ({"sources": [{"path": "a", "weight": 0}]}, "greater than 0"),
+        ({"sources": [{"path": "a", "weight": float("inf")}]}, "finite"),
+        ({"sources": [{"path": "a", "stride": 0}]}, "greater than or equal to 1"),
+        ({"sources": [{"path": "a", "image_scal": 9}]}, "did you mean 'image_scale'"),
         ({"sources": [{"path": "a", "filter": {"min_step": 3}}]}, "did you mean 'min_steps'"),
         ({"sources": [{"path": "a"}], "order": "random"}, "'shuffle' or 'shards'"),
         ({"sources": [{"path": "a"}], "open_blocks": 1}, "open_blocks"),

@@ -63,6 +63,35 @@ def test_unknown_and_empty_splits(written: Path) -> None:
         RldsFolder.open(written).shards("test")
 
 
+def test_slices_are_not_splits(written: Path) -> None:
+    for wanted in ("train[:10%]", "train[5:9]", "trian[:3]"):
+        with pytest.raises(ValueError, match=r"no split '.*'; slices are not read; `episodes: N` takes"):
+            RldsFolder.open(written).shards(wanted)
+
+
+@pytest.mark.parametrize(
+    ("file", "tree", "wanted"),
+    [
+        ("dataset_info.json", [], "holds a list, wanted a JSON object"),
+        ("dataset_info.json", {"splits": 3}, "splits: got 3; input should be a valid list"),
+        ("dataset_info.json", {"splits": [{}]}, r"missing key 'name' in splits\[0\]"),
+        (
+            "dataset_info.json",
+            {"splits": [{"name": "train", "shardLengths": ["x"]}]},
+            r"splits\[0\]\.shardLengths\[0\]: got 'x'",
+        ),
+        ("dataset_info.json", {"splits": [{"name": "train", "shardLengths": [-1]}]}, ".*: got -1"),
+        ("features.json", {}, "has nothing, wanted 'featuresDict'"),
+        ("features.json", "text", "holds a str, wanted a JSON object"),
+    ],
+)
+def test_malformed_descriptions_are_named(written: Path, file: str, tree: Any, wanted: str) -> None:
+    (written / file).write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match=f"{written / file}: {wanted}") as caught:
+        RldsFolder.open(written)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_shard_has_no_size(written: Path) -> None:
     path = sorted(written.glob("*-train.tfrecord-*"))[1]
     path.unlink()

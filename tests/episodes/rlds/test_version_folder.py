@@ -64,3 +64,14 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("hello")
     with pytest.raises(ValueError, match=r"README\.md is a file of no known format; wanted a dataset folder"):
         find_version_folder(tmp_path / "README.md")
+
+
+def test_other_formats_are_named_where_only_rlds_is_read(tmp_path: Path) -> None:
+    files = fsspec.filesystem("file")
+    (tmp_path / "lr" / "meta").mkdir(parents=True)
+    (tmp_path / "lr" / "meta" / "info.json").write_text("{}")
+    (tmp_path / "mimic").mkdir()
+    (tmp_path / "mimic" / "demo.HDF5").touch()
+    for path, what in (("lr", "a LeRobot dataset"), ("mimic", "HDF5 data"), ("mimic/demo.HDF5", "HDF5 data")):
+        with pytest.raises(ValueError, match=f"s3://x is {what}: of remote datasets only RLDS is read; copy"):
+            find_remote_version_folder(files, str(tmp_path / path), "s3://x")

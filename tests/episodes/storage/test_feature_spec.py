@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,4 +66,29 @@ def test_unknown_feature_is_named() -> None:
         parse_features(tree)
     tree = {"featuresDict": {"features": {"a": {"tensor": {"dtype": "float8", "shape": {}}}}}}
     with pytest.raises(ValueError, match=r"field 'a' has dtype 'float8', not known here"):
+        parse_features(tree)
+
+
+@pytest.mark.parametrize(
+    ("edit", "wanted"),
+    [
+        (lambda tree: tree.clear(), r"features\.json: has nothing, wanted 'featuresDict'"),
+        (lambda tree: tree.update(featuresDict=3), r"the whole is not laid out as tfds"),
+        (lambda tree: tree["featuresDict"]["features"].update(steps=[]), r"'steps' is not laid out as tfds"),
+        (
+            lambda tree: tree["featuresDict"]["features"].update(steps={"sequence": {}}),
+            r"'steps' is not laid",
+        ),
+        (
+            lambda tree: tree["featuresDict"]["features"].update(
+                a={"tensor": {"dtype": "float32", "shape": {"dimensions": ["x"]}}}
+            ),
+            "field 'a' is not laid out as tfds",
+        ),
+    ],
+)
+def test_what_tfds_would_not_write(edit: Callable[[dict], None], wanted: str) -> None:
+    tree = features_json({"steps/action": LeafSpec(Kind.NUMBER, (7,), "float32")})
+    edit(tree)
+    with pytest.raises(ValueError, match=wanted):
         parse_features(tree)

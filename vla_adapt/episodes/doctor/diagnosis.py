@@ -6,13 +6,14 @@ broken by some episodes only, as in merged datasets, the finding names them. The
 
     files      unreadable undecodable_image
     episodes   empty_episodes short_episodes truncated_episodes empty_instruction one_instruction
-               duplicate_episodes near_duplicate_episodes shared_episodes
+               changing_instruction duplicate_episodes near_duplicate_episodes shared_episodes
                uneven_parts missing_camera no_state no_pose
     numbers    non_finite bad_quaternion dead_dimension narrow_quantiles outliers beyond_limits few_steps
     gripper    gripper_scale gripper_sign gripper_starts_closed
     motion     absolute_actions frame_mismatch axes_mismatch action_scale action_lag not_integrable
                joint_mismatch idle_frames dummy_first_action
     time       control_rate robot_rate pooled_rates time_gaps time_not_increasing
+    cameras    camera_stand_in (found when opening)
     images     black_images plain_images frozen_images image_sizes camera_sizes bgr_images
 """
 
@@ -62,8 +63,7 @@ from vla_adapt.episodes.doctor.doctor_stillness import check_dummy_first, check_
 from vla_adapt.episodes.doctor.doctor_survey import Survey, survey
 from vla_adapt.episodes.doctor.doctor_timing import (
     RobotRate,
-    check_pooled_rates,
-    check_robot_rate,
+    check_rates,
     check_times,
 )
 from vla_adapt.episodes.source import EpisodeDataset
@@ -91,7 +91,6 @@ CHECKS: tuple[Check, ...] = (
     check_joints,
     check_idle,
     check_dummy_first,
-    check_robot_rate,
     check_times,
     check_duplicates,
     check_decodable,
@@ -141,6 +140,7 @@ def examine(
     images: int = 64,
     advance: Callable[[str, int, int, str], None] | None = None,
     already: Sequence[Finding] = (),
+    strides: Sequence[int] | None = None,
 ) -> Diagnosis:
     """Examine datasets one by one, then side by side.
 
@@ -152,11 +152,13 @@ def examine(
         images: about how many frames of each camera to decode; 0: none.
         advance: called with (name, done, of how many, what) as it goes.
         already: found when opening them.
+        strides: every how many steps of each are trained on, which makes its rate; default: all.
     """
     examined: list[Examined] = []
     findings = list(already)
     prints, colors, rates = [], [], []
-    for dataset, name in zip(datasets, names or [dataset.name for dataset in datasets], strict=True):
+    names = names or [dataset.name for dataset in datasets]
+    for dataset, name, stride in zip(datasets, names, strides or [1] * len(datasets), strict=True):
         tell = None if advance is None else partial(advance, name)
         seen = survey(dataset, name, max_episodes, images, tell)
         robot, known = seen.embodiment.name, len(seen.recordings)
@@ -164,6 +166,6 @@ def examine(
         findings += [finding for check in CHECKS for finding in check(seen)]
         prints.append((name, fingerprints(seen)))
         colors.append((name, colors_of(seen.frames)))
-        rates.append(RobotRate(name, robot, seen.rate_hz))
-    findings += [*check_shared(prints), *check_channel_order(colors), *check_pooled_rates(rates)]
+        rates.append(RobotRate(name, robot, seen.rate_hz / stride, seen.embodiment.rate_hz))
+    findings += [*check_shared(prints), *check_channel_order(colors), *check_rates(rates)]
     return Diagnosis(examined, by_severity(findings))

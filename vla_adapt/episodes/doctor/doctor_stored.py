@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vla_adapt.embodiment import Component, GripperRange
 from vla_adapt.episodes.mapping.entry import Source
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.source import Episode, EpisodeDataset
 from vla_adapt.episodes.storage.feature_spec import Kind
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 from vla_adapt.types import VectorKind
 
@@ -36,7 +38,14 @@ def mapped(dataset: EpisodeDataset, number: int = 0) -> tuple[MappedDataset, int
 
 
 def recorded_rate_hz(dataset: EpisodeDataset) -> float:
-    """The rate the entry declares, else the one the files do (LeRobot's fps), else the embodiment's."""
+    """The rate the entry declares, else the files do (LeRobot's fps), else the embodiment's.
+
+    Of every n-th step it is an n-th of that.
+    """
+    if isinstance(dataset, EpisodeSubset):
+        return recorded_rate_hz(dataset.dataset)
+    if isinstance(dataset, StridedDataset):
+        return recorded_rate_hz(dataset.dataset) / dataset.stride
     found = mapped(dataset) if len(dataset) else None
     declared = (found[0].entry.rate_hz or getattr(found[0].store, "rate_hz", None)) if found else None
     return declared or dataset.embodiment.rate_hz
@@ -78,7 +87,7 @@ def stored_grippers(dataset: EpisodeDataset, number: int) -> Iterator[StoredGrip
                 if part.field not in data.store.fields:
                     continue  # computed, not stored
                 values = data.store.numbers(part.field, at)
-                values = values.reshape(len(values), -1)[:, _columns(part)].astype(np.float64)
+                values = _flat(values)[:, _columns(part)].astype(np.float64)
                 opening = (values[:, 0] - part.closed) / (part.open - part.closed)
                 declared = GripperRange(open=part.open, closed=part.closed)
                 yield StoredGripper(f"{what} '{name}' (stored field {part.field})", declared, opening)
@@ -117,5 +126,9 @@ def _columns(part: Source) -> list[int] | slice:
 
 
 def _scalar(values: np.ndarray) -> Float[np.ndarray, " T"] | None:
-    flat = values.reshape(len(values), -1)
+    flat = _flat(values)
     return flat[:, 0].astype(np.float64) if flat.shape[1] == 1 else None
+
+
+def _flat(values: np.ndarray) -> Shaped[np.ndarray, "T F"]:
+    return values.reshape(len(values), math.prod(values.shape[1:]))  # not -1: there may be no steps

@@ -81,7 +81,7 @@ def scan(files: Sequence[Path], required: Sequence[str], folder: Path, log: Dama
                     log.report(complaint)
                 if not groups:
                     continue
-                if not contents.group:
+                if not contents.fields and any(_steps(file, group, required[0]) for group in groups):
                     contents.fields = _fields(file, groups, required[0])
                     contents.columns = _column_names(contents.fields, required)
                     for name in contents.columns.values():
@@ -115,11 +115,13 @@ def _scan_file(
         contents.file.append(number)
         contents.group.append(group)
         contents.length.append(steps)
-    found = _fields(file, groups, required[0])
-    kept = {
-        name: leaf for name, leaf in contents.fields.items() if name in required or found.get(name) == leaf
-    }
-    contents.fields = kept
+    if any(_steps(file, group, required[0]) for group in groups):  # else nothing tells what a step holds
+        found = _fields(file, groups, required[0])
+        contents.fields = {
+            name: leaf
+            for name, leaf in contents.fields.items()
+            if name in required or found.get(name) == leaf
+        }
     stored = {group.rsplit("/", 1)[-1] for group in groups}
     for mask, names in masks(file).items():
         for name in names:

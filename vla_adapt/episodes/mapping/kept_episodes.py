@@ -11,20 +11,29 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
-from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher, release_memory
+from vla_adapt.episodes.storage.text_runs import Runs, runs_reader
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
-    """What a store says that may leave episodes out.
+    """A store that may leave episodes out.
 
     Attributes:
         skipped: file, record and reason of each damage.
-        ordinals: number of each episode among all recorded ones.
+        lost: how many episodes it costs.
     """
 
     @property
     def skipped(self) -> Sequence[str]: ...
+
+    @property
+    def lost(self) -> int: ...
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """A store that knows the number of each episode among all recorded ones (HDF5 has names instead)."""
 
     @property
     def ordinals(self) -> Int64[np.ndarray, " E"]: ...
@@ -38,7 +47,8 @@ class KeptEpisodes:
         self.split: str = store.split
         self.path: Path = store.path
         self.fields: Mapping[str, LeafSpec] = store.fields
-        self.skipped = [*(store.skipped if isinstance(store, LeavesOut) else ()), *reasons]
+        before, lost = left_out(store)
+        self.skipped, self.lost = [*before, *reasons], lost + len(reasons)
         self._store, self._kept = store, kept
 
     @property
@@ -50,6 +60,9 @@ class KeptEpisodes:
     def ordinals(self) -> Int64[np.ndarray, " K"]:
         """Number of each episode among all recorded ones."""
         return recorded_numbers(self._store)[self._kept]
+
+    def release(self) -> None:
+        release_memory(self._store)
 
     def numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
         return self._store.numbers(field, int(self._kept[episode]))
@@ -77,10 +90,21 @@ class KeptEpisodes:
     def texts(self, field: str, episode: int) -> Sequence[str]:
         return self._store.texts(field, int(self._kept[episode]))
 
+    def text_runs(self, field: str, episode: int) -> Runs:
+        return runs_reader(self._store)(field, int(self._kept[episode]))
+
+    def locate(self, episode: int) -> str:
+        return self._store.locate(int(self._kept[episode]))
+
     def metadata(self, episode: int) -> Mapping[str, Any]:
         return self._store.metadata(int(self._kept[episode]))
 
 
+def left_out(store: StoredEpisodes) -> tuple[list[str], int]:
+    """What a store left out, one line each, and how many episodes."""
+    return (list(store.skipped), store.lost) if isinstance(store, LeavesOut) else ([], 0)
+
+
 def recorded_numbers(store: StoredEpisodes) -> Int64[np.ndarray, " E"]:
     """Number of each episode of `store` among all recorded ones: the same whatever was left out."""
-    return store.ordinals if isinstance(store, LeavesOut) else np.arange(len(store.lengths))
+    return store.ordinals if isinstance(store, Numbered) else np.arange(len(store.lengths))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.measuring.motion_summary import MotionSummary, Piece, pieces, summaries
 from vla_adapt.episodes.measuring.statistics_cache import SummaryCache
 from vla_adapt.episodes.source import EpisodeDataset
@@ -45,15 +46,7 @@ def robot_statistics(
     Raises:
         ValueError: NaN or a wrong width (names dataset and episode), two embodiments of one name that differ.
     """
-    by_robot: dict[str, list[EpisodeDataset]] = {}
-    for dataset in datasets:
-        group = by_robot.setdefault(dataset.embodiment.name, [])
-        if group and group[0].embodiment != dataset.embodiment:
-            raise ValueError(
-                f"{dataset.name}: its embodiment '{dataset.embodiment.name}' differs from that of "
-                f"{group[0].name}; open both with the same embodiment"
-            )
-        group.append(dataset)
+    by_robot = episode_facts.by_robot(datasets)
     in_order = [dataset for group in by_robot.values() for dataset in group]
     with closing(_summarized(in_order, layout, workers, cache)) as each:
         return {robot: _statistics(group, each, layout) for robot, group in by_robot.items()}

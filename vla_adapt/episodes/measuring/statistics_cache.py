@@ -17,6 +17,7 @@ from vla_adapt.episodes.measuring.motion_summary import PIECE_STEPS, MotionSumma
 from vla_adapt.episodes.measuring.vector_summary import VectorSummary
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable, publish
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 from vla_adapt.types import Layout
 
@@ -81,7 +82,7 @@ def dataset_fingerprint(dataset: EpisodeDataset) -> str:
 
 
 def _stored(dataset: EpisodeDataset) -> MappedDataset | None:
-    while isinstance(dataset, EpisodeSubset):
+    while isinstance(dataset, EpisodeSubset | StridedDataset):
         dataset = dataset.dataset
     return dataset if isinstance(dataset, MappedDataset) else None
 
@@ -100,6 +101,8 @@ def _identity(dataset: EpisodeDataset) -> str:
     if isinstance(dataset, EpisodeSubset):
         chosen = hashlib.sha256(dataset.indices.tobytes()).hexdigest()
         return f"{_identity(dataset.dataset)} episodes {chosen}"
+    if isinstance(dataset, StridedDataset):
+        return f"{_identity(dataset.dataset)} stride {dataset.stride}"
     assert isinstance(dataset, MappedDataset)
     lengths = hashlib.sha256(np.asarray(dataset.lengths, np.int64).tobytes()).hexdigest()
     return repr((dataset.split, dataset.entry.model_dump_json(), dataset.embodiment.to_text(), lengths))

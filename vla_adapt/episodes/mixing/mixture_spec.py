@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,11 +27,19 @@ class SourceOptions(BaseModel):
         split: where the episodes come from.
         held_out_split: judged on this split, which the filter (but not its ids) applies to as well; empty:
             nothing is held out. Default: "val", unless `held_out` is given.
-        held_out: judged on this fraction of the episodes of `split`, chosen by a hash of dataset and episode
-            name (`held_out.is_held_out`).
+        held_out: judged on this fraction of the episodes of `split`, chosen by a hash of names that copies
+            and renamed folders keep (`held_out.is_held_out`).
         episodes: only the first so many.
         filter: which episodes count.
         on_error: damaged episodes: "error", or "skip" and say so; images: see `mapped.MappedDataset`.
+        stand_in_cameras: camera name -> another camera, whose images are given for it where the dataset lacks
+            the first ({primary: wrist}); both names then show them.
+        stride: keep every n-th step; actions then cover the steps between, see `strided.StridedDataset`.
+        image_scale: decode the images to train on smaller, see `opening.open_dataset`; those to judge on are
+            always decoded at full size.
+        verify_images: check a CRC of every image when it is read.
+        verify_crc: check record CRCs when the index is built (RLDS).
+        cache_dir: where to keep the index, if not beside the dataset.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +50,12 @@ class SourceOptions(BaseModel):
     episodes: int | None = Field(default=None, gt=0)
     filter: EpisodeFilter = EpisodeFilter()
     on_error: OnError = "error"
+    stand_in_cameras: dict[str, str] = {}
+    stride: int = Field(default=1, ge=1)
+    image_scale: int | None = Field(default=None, ge=1)
+    verify_images: bool = False
+    verify_crc: bool = True
+    cache_dir: str | None = None
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> SourceOptions:
@@ -58,6 +72,17 @@ class SourceOptions(BaseModel):
             return None
         return "val" if self.held_out_split is None else self.held_out_split or None
 
+    def over(self, defaults: SourceOptions) -> dict[str, Any]:
+        """These options where they are given, else those of `defaults`; so each condition of the filters."""
+        mine = self.model_dump(include=set(SourceOptions.model_fields), exclude_unset=True)
+        given = defaults.model_dump(exclude_unset=True)
+        if mine.keys() & {"held_out", "held_out_split"}:
+            given = {key: value for key, value in given.items() if not key.startswith("held_out")}
+        filters = [tree["filter"] for tree in (given, mine) if "filter" in tree]
+        metadata = {key: value for tree in filters for key, value in tree.get("metadata", {}).items()}
+        both = {key: value for tree in filters for key, value in tree.items()}
+        return given | mine | {"filter": both | {"metadata": metadata}}
+
 
 class Source(SourceOptions):
     """One dataset. `path` may use ~ and is relative to where the run is started, or a URL fsspec knows.
@@ -73,7 +98,7 @@ class Source(SourceOptions):
 
     path: str
     entry: str | None = None
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     episode_weights: str | None = None
 
 
@@ -84,8 +109,8 @@ class MixtureSpec(BaseModel):
         named: a mixture of `recipes/mixtures`, or a YAML file like those.
         folder: holds the named mixture's datasets as folders of their names.
         missing: a dataset that is not in `folder`: "error", or "skip" and say so.
-        defaults: for the datasets of `named`. Few of the public ones have a split to judge on: unless these
-            say what to hold out, it is a fraction of `NAMED_HELD_OUT`.
+        defaults: for the datasets of `named`, where its file does not say otherwise. Few of the public ones
+            have a split to judge on: unless these say what to hold out, it is a fraction of `NAMED_HELD_OUT`.
         sources: own datasets.
         balance: see `balance.balanced_weights`. Default: the named mixture's, else "none".
         order: "shuffle": every epoch of a dataset is a random permutation of its steps. "shards": few blocks
@@ -114,21 +139,24 @@ class MixtureSpec(BaseModel):
         return self
 
 
-class WeightedName(BaseModel):
-    """One line of a named mixture."""
+class NamedLine(SourceOptions):
+    """One line of a named mixture: a dataset's name, its weight, and what differs from the defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     dataset: str
-    weight: float = Field(gt=0)
+    weight: float = Field(gt=0, allow_inf_nan=False)
 
 
 class NamedMixture(BaseModel):
-    """A file of `recipes/mixtures`: names and weights, no paths."""
+    """A file of `recipes/mixtures`: names, weights and what of each dataset is taken; no paths.
+
+    `stand_in_cameras` are for all its datasets, as of `SourceOptions`; a recipe's `defaults` go before.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str
     balance: Balance
-    datasets: list[WeightedName] = Field(min_length=1)
+    stand_in_cameras: dict[str, str] = {}
+    datasets: list[NamedLine] = Field(min_length=1)
 
     @staticmethod
     def load(name: str) -> NamedMixture:
@@ -152,12 +180,16 @@ class NamedMixture(BaseModel):
         """Names of the built-in mixtures."""
         return sorted(file.stem for file in mixtures_dir().glob("*.yaml"))
 
-    def weights(self) -> dict[str, float]:
-        """Dataset name -> weight; of a dataset listed twice the first weight counts, as upstream."""
-        first: dict[str, float] = {}
+    def lines(self) -> dict[str, NamedLine]:
+        """Dataset name -> its line; of a dataset listed twice the first one counts, as upstream."""
+        first: dict[str, NamedLine] = {}
         for line in self.datasets:
-            first.setdefault(line.dataset, line.weight)
+            first.setdefault(line.dataset, line)
         return first
+
+    def weights(self) -> dict[str, float]:
+        """Dataset name -> weight."""
+        return {name: line.weight for name, line in self.lines().items()}
 
 
 def mixtures_dir() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,14 @@ from vla_adapt.episodes.mixing.held_out import is_held_out
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.mixture_spec import NAMED_HELD_OUT, MixtureSpec, NamedMixture, Source
 from vla_adapt.episodes.opening import open_dataset
+from vla_adapt.episodes.provenance import opened_as, stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.byte_source import is_url
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
+
+# Damaged places that the notes on a dataset list.
+_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class Part:
         train: episodes to draw from.
         held_out: episodes to judge on, or None.
         episode_weights: [E] of the train episodes, above 0, or None.
-        notes: what of the dataset was left out, one line each.
+        notes: what of the dataset was left out, damaged places too, one line each. (Images that something
+            stands in for are met only when they are drawn, and told then, see `mapped.MappedDataset`.)
     """
 
     source: Source
@@ -67,13 +75,15 @@ class OpenedMixture:
         )
 
 
-def open_mixture(spec: MixtureSpec) -> OpenedMixture:
-    """Open all datasets of a specification.
+def open_mixture(spec: MixtureSpec, full_size: bool = False) -> OpenedMixture:
+    """Open all datasets of a specification; with `full_size` whatever their `image_scale`, for judging.
 
     Raises:
         ValueError: a dataset that is missing, damaged or left without episodes, each named.
     """
     sources, balance, notes = resolve(spec)
+    if full_size:
+        sources = [source.model_copy(update={"image_scale": None}) for source in sources]
     parts = [open_source(source) for source in sources]
     shares = balanced_weights(
         [part.source.weight for part in parts],
@@ -82,6 +92,7 @@ def open_mixture(spec: MixtureSpec) -> OpenedMixture:
         balance,
     )
     notes += [note for part in parts for note in part.notes]
+    notes += _idle_stand_ins(spec, parts)
     if balance == "dataset" and len({source.weight for source in sources}) > 1:
         notes.append("balance 'dataset' gives all datasets the same share: their weights have no effect")
     return OpenedMixture(parts, shares, spec.open_blocks if spec.order == "shards" else None, notes)
@@ -96,21 +107,23 @@ def resolve(spec: MixtureSpec) -> tuple[list[Source], Balance, list[str]]:
     if spec.named is None or spec.folder is None:
         return list(spec.sources), spec.balance or "none", []
     named = NamedMixture.load(spec.named)
-    weights = named.weights()
-    paths = {name: f"{spec.folder.rstrip('/')}/{name}" for name in weights}
-    missing = [name for name in weights if not _exists(paths[name])]
+    lines = named.lines()
+    paths = {name: f"{spec.folder.rstrip('/')}/{name}" for name in lines}
+    missing = [name for name in lines if not _exists(paths[name])]
     notes = [f"{spec.named}: not in {spec.folder} and left out: {', '.join(missing)}"] if missing else []
-    if missing and (spec.missing == "error" or len(missing) == len(weights)):
+    if missing and (spec.missing == "error" or len(missing) == len(lines)):
         raise ValueError(
-            f"mixture '{spec.named}': {len(missing)} of {len(weights)} datasets are not in {spec.folder}: "
+            f"mixture '{spec.named}': {len(missing)} of {len(lines)} datasets are not in {spec.folder}: "
             f"{', '.join(missing)}; download them there, or set missing: skip to do without"
         )
-    options = spec.defaults.model_dump()
-    if spec.defaults.held_out is None and spec.defaults.held_out_split is None:
-        options["held_out"] = NAMED_HELD_OUT
+    defaults = spec.defaults
+    if defaults.held_out is None and defaults.held_out_split is None:
+        defaults = defaults.model_copy(update={"held_out": NAMED_HELD_OUT})
+    given = named.stand_in_cameras | defaults.stand_in_cameras
+    defaults = defaults.model_copy(update={"stand_in_cameras": given})
     sources = [
-        Source(**options, path=paths[name], entry=name, weight=weight)
-        for name, weight in weights.items()
+        Source(**line.over(defaults), path=paths[name], entry=name, weight=line.weight)
+        for name, line in lines.items()
         if name not in missing
     ]
     return [*sources, *spec.sources], spec.balance or named.balance, notes
@@ -122,11 +135,13 @@ def open_source(source: Source) -> Part:
     Raises:
         ValueError: it cannot be opened, has no such split or episodes, or nothing is left to train on.
     """
-    dataset = _open(source, source.split)
-    train, notes = _chosen(dataset, source.filter)
-    held_out = _judged(source)
+    dataset = open_split(source, source.split, source.image_scale)
+    notes = [*_damage(dataset), *stand_in_notes(dataset)]
+    train, filtered = _chosen(dataset, source.filter)
+    notes += filtered
+    held_out = _judged(source, notes)
     if source.held_out is not None:
-        train, held_out = _parted(train, source.held_out, notes)
+        train, held_out = _parted(train, source, notes)
     if source.episodes is not None:
         if source.episodes > len(train):
             raise ValueError(
@@ -149,21 +164,74 @@ def open_source(source: Source) -> Part:
     return Part(source, train, held_out, weights, tuple(notes))
 
 
-def _open(source: Source, split: str) -> EpisodeDataset:
-    return open_dataset(
+def open_split(
+    source: Source, split: str, image_scale: int | None = None, check: bool = True
+) -> EpisodeDataset:
+    """All episodes of one split of a source, every `stride`-th step of them.
+
+    Args:
+        source: which dataset, and how to read it.
+        split: which split.
+        image_scale: images at least so large, instead of at full size.
+        check: refuse NaN.
+    """
+    dataset = open_dataset(
         _place(source.path),
         embodiment=source.embodiment,
         split=split,
         entry=source.entry,
+        cache_dir=None if source.cache_dir is None else Path(source.cache_dir).expanduser(),
+        verify_crc=source.verify_crc,
+        check=check,
         on_error=source.on_error,
+        stand_in_cameras=source.stand_in_cameras,
+        verify_images=source.verify_images,
+        image_scale=image_scale,
     )
+    return dataset if source.stride == 1 else StridedDataset(dataset, source.stride)
 
 
-def _judged(source: Source) -> EpisodeDataset | None:
+def stand_in_notes(dataset: EpisodeDataset) -> list[str]:
+    """Which of a dataset's cameras are given for which that it lacks."""
+    return [
+        f"{dataset.name}: it has no camera '{name}'; its camera '{other}' stands in"
+        for name, other in stand_ins(dataset).items()
+    ]
+
+
+def _idle_stand_ins(spec: MixtureSpec, parts: Sequence[Part]) -> list[str]:
+    """Notes on stand-ins that somebody asked for and no dataset took."""
+    asked = [spec.defaults.stand_in_cameras, *(source.stand_in_cameras for source in spec.sources)]
+    used = [stand_ins(part.train) for part in parts]
+    return [
+        f"stand_in_cameras: no dataset lacks camera '{name}' and has '{other}', so it has no effect"
+        for name, other in dict.fromkeys(pair for each in asked for pair in each.items())
+        if not any(each.get(name) == other for each in used)
+    ]
+
+
+def _damage(dataset: EpisodeDataset) -> list[str]:
+    """How many damaged episodes were left out when the dataset was opened, and why."""
+    opened = opened_as(dataset)
+    texts = [] if opened is None else opened.skipped
+    if opened is None or not texts:
+        return []
+    more = [f"and {len(texts) - _LISTED} more; data doctor lists them"] if len(texts) > _LISTED else []
+    where = f"{opened.name}/{opened.split}"
+    return [
+        f"{where}: {opened.lost} of {opened.lost + len(opened)} episodes are damaged and left out:",
+        *(f"{where}: {text}" for text in [*texts[:_LISTED], *more]),
+    ]
+
+
+def _judged(source: Source, notes: list[str]) -> EpisodeDataset | None:
+    """The split to judge on, if any; adds to `notes` what of it is damaged."""
     if source.judged_split is None:
         return None
     try:
-        return _chosen(_open(source, source.judged_split), source.filter.without_ids())[0]
+        dataset = open_split(source, source.judged_split)
+        notes += _damage(dataset)
+        return _chosen(dataset, source.filter.without_ids())[0]
     except ValueError as error:
         raise ValueError(
             f"held_out_split: {error}; an empty one holds nothing out, `held_out: 0.1` beside the path "
@@ -183,11 +251,13 @@ def _chosen(dataset: EpisodeDataset, wanted: EpisodeFilter) -> tuple[EpisodeData
 
 
 def _parted(
-    dataset: EpisodeDataset, fraction: float, notes: list[str]
+    dataset: EpisodeDataset, source: Source, notes: list[str]
 ) -> tuple[EpisodeDataset, EpisodeDataset | None]:
     """Train and held-out episodes by hash; None when the hash holds none of so few episodes out."""
-    names = (episode_facts.episode_id(dataset, i) for i in range(len(dataset)))
-    out = np.array([is_held_out(dataset.name, name, fraction) for name in names], bool)
+    fraction = source.held_out
+    assert fraction is not None
+    names = (episode_facts.stable_name(dataset, i) for i in range(len(dataset)))
+    out = np.array([is_held_out(*name, fraction) for name in names], bool)
     if out.all():
         raise ValueError(
             f"{dataset.name}: held_out {fraction} leaves none of {len(out)} episodes to train on; lower it, "
@@ -196,7 +266,15 @@ def _parted(
     if not out.any():
         notes.append(f"{dataset.name}: held_out {fraction} holds out none of {len(out)} episodes")
         return dataset, None
-    return EpisodeSubset(dataset, np.flatnonzero(~out)), EpisodeSubset(dataset, np.flatnonzero(out))
+    judged = dataset if source.image_scale is None else _at_full_size(source)
+    return EpisodeSubset(dataset, np.flatnonzero(~out)), EpisodeSubset(judged, np.flatnonzero(out))
+
+
+def _at_full_size(source: Source) -> EpisodeDataset:
+    """The episodes that count once more; what is wrong with them was told when they were first opened."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _chosen(open_split(source, source.split), source.filter)[0]
 
 
 def _place(path: str) -> str | Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,14 @@ from jaxtyping import Int64, Shaped
 from vla_adapt.episodes.mapping.entry_fields import METADATA
 from vla_adapt.episodes.rlds.example_proto import Buffer, Span
 from vla_adapt.episodes.rlds.index import StepIndex, open_index
-from vla_adapt.episodes.rlds.leaf_values import read_values, stored_keys
+from vla_adapt.episodes.rlds.leaf_values import read_dtype, read_values, stored_keys
 from vla_adapt.episodes.rlds.shards import RldsFolder
 from vla_adapt.episodes.rlds.tfrecord import crc32c
 from vla_adapt.episodes.storage.byte_source import ShardReader
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import STEPS, Kind, LeafSpec
 from vla_adapt.episodes.storage.image_codec import decode_image
+from vla_adapt.episodes.storage.text_runs import Runs, runs_of_numbers, runs_of_texts
 from vla_adapt.suggest import did_you_mean
 
 
@@ -39,6 +41,7 @@ class RldsStore:
 
     Attributes:
         skipped: what was left out: file, record and reason of each damage.
+        lost: how many episodes by it.
     """
 
     def __init__(
@@ -58,14 +61,12 @@ class RldsStore:
         self._fact_paths = {
             path.removeprefix(METADATA): path for path in folder.leaves if not path.startswith(STEPS)
         }
-        self._lengths, self._ends = index.lengths, np.cumsum(index.lengths)
-        self._shard_numbers = index.arrays["shard"]
-        self._image_columns: dict[str, _ImageColumn] = {}
+        self._view_index()
         self._reader = ShardReader(index.shards)
         self.skipped = [text for text, _ in index.notes]
+        self.lost = sum(episodes for _, episodes in index.notes)
         if self.skipped:
-            lost = sum(episodes for _, episodes in index.notes)
-            warn_skipped(f"{self.name}/{split}", self.skipped, lost, len(index.lengths))
+            warn_skipped(f"{self.name}/{split}", self.skipped, self.lost, len(index.lengths))
 
     @classmethod
     def open(
@@ -109,7 +110,9 @@ class RldsStore:
         path, leaf = self._leaf(field, Kind.NUMBER)
         indexed = self._index.arrays.get(f"{path}:value")
         if indexed is not None:
-            return np.array(indexed[self._rows(episode)])
+            values = np.array(indexed[self._rows(episode)])
+            self._index.release(f"{path}:value")
+            return values
         return self._values(path, leaf, episode)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
@@ -121,6 +124,10 @@ class RldsStore:
         if leaf.kind is Kind.RAGGED:
             raise ValueError(f"{self.name}: field '{field}' is {leaf}, wanted numbers of one size")
         return np.concatenate([self._values(path, leaf, episode) for episode in range(len(self.lengths))])
+
+    def release(self) -> None:
+        """Let go of what `column` brought into memory."""
+        self._index.release()
 
     def image(self, field: str, episode: int, step: int) -> np.ndarray:
         """Read and decode one image.
@@ -134,7 +141,7 @@ class RldsStore:
         """Read one image; the returned call decodes it. Raises as `image`, each half what it can find."""
         column = self._one_image(field)
         data, offset = self._encoded(column, self._row(episode, step), episode)
-        return partial(self._decode_stored, data, column.leaf, episode, offset)
+        return partial(self._decode, data, column.leaf, partial(self._byte, episode, offset))
 
     def prefetcher(self) -> Callable[[str, int, int], None] | None:
         """A call (field, episode, step) that fetches an image in the background; None: nothing is remote."""
@@ -142,8 +149,8 @@ class RldsStore:
 
     def _prefetch(self, field: str, episode: int, step: int) -> None:
         column, row = self._one_image(field), self._row(episode, step)
-        shard = int(self._shard_numbers[episode])
-        self._reader.prefetch(shard, int(column.offsets[row]), int(column.sizes[row]))
+        shard = self._shard_numbers[episode]
+        self._reader.prefetch(shard, column.offsets[row], column.sizes[row])
 
     def images(self, field: str, episode: int, step: int) -> list[Any]:
         """All images of one step of a field that holds a sequence of them (nested lists: of sequences)."""
@@ -154,7 +161,7 @@ class RldsStore:
         return self._decode_all(
             self._values(path, leaf, episode)[step],
             leaf,
-            lambda: f"{self._location(episode)} field '{path}' step {step}",
+            lambda: f"{self.locate(episode)} field '{path}' step {step}",
         )
 
     def encoded_image(self, field: str, episode: int, step: int) -> bytes:
@@ -173,9 +180,27 @@ class RldsStore:
         table = {number: self._index.text(path, int(number)) for number in np.unique(numbers)}
         return [table[number] for number in numbers]
 
+    def text_runs(self, field: str, episode: int) -> Runs:
+        """(first step, text) of each stretch of steps of an episode with one text."""
+        path, _ = self._leaf(field, Kind.TEXT)
+        ids = self._index.arrays.get(f"{path}:id")
+        if ids is None:
+            return runs_of_texts(self.texts(field, episode))
+        return runs_of_numbers(ids[self._rows(episode)], partial(self._index.text, path))
+
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """Episode-level facts of the record, by name without "episode_metadata/"; read when asked for."""
         return _Facts(self, self._fact_paths, episode)
+
+    @property
+    def fact_leaves(self) -> dict[str, LeafSpec]:
+        """What is known of the kinds of `metadata`: dtypes of numbers as they are read, and images."""
+        found = {name: self.leaves[path] for name, path in self._fact_paths.items()}
+        return {
+            name: replace(leaf, dtype=read_dtype(leaf).name) if leaf.kind is Kind.NUMBER else leaf
+            for name, leaf in found.items()
+            if leaf.kind in (Kind.NUMBER, Kind.IMAGE)
+        }
 
     def fact(self, path: str, episode: int) -> Any:
         """The episode-level value at `path`: str, number, list of numbers, array or image; None: absent.
@@ -190,12 +215,12 @@ class RldsStore:
             return arrays[f"{path}:value"][episode].tolist()
         if leaf.kind is Kind.IMAGE:
             data, offset = self._encoded(_ImageColumn.of(arrays, path, leaf), episode, episode)
-            return self._decode_stored(data, leaf, episode, offset)
+            return self._decode(data, leaf, partial(self._byte, episode, offset))
         if leaf.optional and not arrays[f"{stored_keys(path, leaf)[0]}:span"][episode][0]:
             return None
         value = self._values(path, leaf, episode)
         if leaf.holds is Kind.IMAGE:
-            return self._decode_all(value, leaf, lambda: f"{self._location(episode)} field '{path}'")
+            return self._decode_all(value, leaf, lambda: f"{self.locate(episode)} field '{path}'")
         return value.tolist() if leaf.kind is Kind.NUMBER else value
 
     def _leaf(self, field: str, kind: Kind) -> tuple[str, LeafSpec]:
@@ -223,17 +248,17 @@ class RldsStore:
         try:
             return read_values(path, leaf, steps, partial(self._stored_list, episode))
         except ValueError as error:
-            raise ValueError(f"{self._location(episode)}: {error}") from None
+            raise ValueError(f"{self.locate(episode)}: {error}") from None
 
     def _stored_list(self, episode: int, key: str) -> tuple[Buffer, Span]:
         kind, start, end = (int(x) for x in self._index.arrays[f"{key}:span"][episode])
-        data = self._reader.read(int(self._shard_numbers[episode]), start, end - start) if kind else b""
+        data = self._reader.read(self._shard_numbers[episode], start, end - start) if kind else b""
         return data, Span(kind, 0, len(data))
 
     def _encoded(self, column: _ImageColumn, row: int, episode: int) -> tuple[bytes, int]:
         """An image's stored bytes, and at which byte of the episode's shard they begin."""
-        offset = int(column.offsets[row])
-        data = self._reader.read(int(self._shard_numbers[episode]), offset, int(column.sizes[row]))
+        offset = column.offsets[row]
+        data = self._reader.read(self._shard_numbers[episode], offset, column.sizes[row])
         if self._verify_images and crc32c(data) != int(column.checksums[row]):  # type: ignore[index]
             where = self._byte(episode, offset)
             raise ValueError(f"CRC of the image is wrong, the file has changed ({where}); copy it again")
@@ -245,12 +270,8 @@ class RldsStore:
         except ValueError as error:
             raise ValueError(f"{error} ({where()})") from None
 
-    def _decode_stored(self, data: bytes, leaf: LeafSpec, episode: int, offset: int) -> np.ndarray:
-        """An image that begins at a byte of the episode's shard."""
-        return self._decode(data, leaf, partial(self._byte, episode, offset))
-
     def _byte(self, episode: int, offset: int) -> str:
-        return f"{self._index.shards[int(self._shard_numbers[episode])].location} byte {offset}"
+        return f"{self._index.shards[self._shard_numbers[episode]].location} byte {offset}"
 
     def _decode_all(self, encoded: Any, leaf: LeafSpec, where: Callable[[], str]) -> Any:
         return [
@@ -260,33 +281,48 @@ class RldsStore:
             for item in encoded
         ]
 
-    def _location(self, episode: int) -> str:
-        shard = int(self._shard_numbers[episode])
+    def locate(self, episode: int) -> str:
+        """Shard and name of an episode, for messages."""
+        shard = self._shard_numbers[episode]
         return f"{self._index.shards[shard].location} episode {self.split}/{self.ordinals[episode]}"
 
     def _row(self, episode: int, step: int) -> int:
-        length = int(self._lengths[episode])
+        length = self._lengths[episode]
         if not 0 <= step < length:
-            raise ValueError(f"{self._location(episode)}: step {step} asked, it has {length}")
-        return int(self._ends[episode]) - length + step
+            raise ValueError(f"{self.locate(episode)}: step {step} asked, it has {length}")
+        return self._ends[episode] - length + step
 
     def _rows(self, episode: int) -> slice:
-        end = int(self._ends[episode])
-        return slice(end - int(self._index.lengths[episode]), end)
+        return slice(self._ends[episode] - self._lengths[episode], self._ends[episode])
+
+    def _view_index(self) -> None:
+        """Memory views, here and in image columns, give plain integers in a third of an array's time."""
+        lengths = self._index.lengths
+        self._lengths, self._ends = lengths.data, np.cumsum(lengths).data
+        self._shard_numbers = self._index.arrays["shard"].data
+        self._image_columns: dict[str, _ImageColumn] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("_lengths", "_ends", "_shard_numbers", "_image_columns")
+        return {key: value for key, value in self.__dict__.items() if key not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._view_index()
 
 
 class _ImageColumn(NamedTuple):
     """Where the images of one field lie in their shards, by row of the index."""
 
     leaf: LeafSpec
-    offsets: Int64[np.ndarray, " N"]
-    sizes: Shaped[np.ndarray, " N"]
+    offsets: memoryview[int]
+    sizes: memoryview[int]
     checksums: Shaped[np.ndarray, " N"] | None
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], path: str, leaf: LeafSpec) -> _ImageColumn:
         checksums = arrays.get(f"{path}:crc")
-        return cls(leaf, arrays[f"{path}:offset"], arrays[f"{path}:size"], checksums)
+        return cls(leaf, arrays[f"{path}:offset"].data, arrays[f"{path}:size"].data, checksums)
 
 
 class _Facts(Mapping[str, Any]):

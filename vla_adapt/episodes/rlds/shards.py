@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt
+
 from vla_adapt.episodes.rlds.remote_folder import RemoteFolder
 from vla_adapt.episodes.rlds.version_folder import find_version_folder
 from vla_adapt.episodes.storage.byte_source import ShardFile, is_url
 from vla_adapt.episodes.storage.feature_spec import LeafSpec, parse_features
-from vla_adapt.suggest import did_you_mean
+from vla_adapt.suggest import did_you_mean, validate_model
 
 DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+# So a slice of a split is written for tfds: train[:10%], train[5:9].
+_SLICE = re.compile(r"(.*)\[.*:.*\]")
+
+
+class _Split(BaseModel):
+    """What is read of one of `splits` in `dataset_info.json`."""
+
+    name: str
+    shardLengths: list[NonNegativeInt] = []
+    filepathTemplate: str | None = None
+    numBytes: NonNegativeInt | None = None
+
+
+class _Info(BaseModel):
+    """What is read of `dataset_info.json`; tfds writes whole numbers as text, which this takes too."""
+
+    name: str = ""
+    fileFormat: str = "tfrecord"
+    splits: list[_Split] = []
 
 
 @dataclass(frozen=True)
@@ -60,15 +82,21 @@ class RldsFolder:
         Raises:
             ValueError: a file is missing or damaged, or the format is not TFRecord.
         """
-        features, info = _json(path / "features.json"), _json(path / "dataset_info.json")
-        file_format = info.get("fileFormat", "tfrecord")
-        if file_format != "tfrecord":
-            raise ValueError(f"{path}: file format '{file_format}', wanted tfrecord; rewrite it with tfds")
-        name = info.get("name") or path.parent.name
-        splits = {split["name"]: split for split in info.get("splits", [])}
+        features = _json(path / "features.json")
+        info = validate_model(_Info, _json(path / "dataset_info.json"), str(path / "dataset_info.json"))
+        if info.fileFormat != "tfrecord":
+            raise ValueError(
+                f"{path}: file format '{info.fileFormat}', wanted tfrecord; rewrite it with tfds"
+            )
+        name = info.name or path.parent.name
+        splits = {split.name: split.model_dump(exclude_none=True) for split in info.splits}
         files = {key: shard_names(name, split, path) for key, split in splits.items()}
-        sizes = {key: int(split["numBytes"]) for key, split in splits.items() if "numBytes" in split}
-        return cls(path, name, parse_features(features), files, sizes, remote)
+        sizes = {split.name: split.numBytes for split in info.splits if split.numBytes is not None}
+        try:
+            leaves = parse_features(features)
+        except ValueError as error:
+            raise ValueError(f"{path}/{error}; copy the dataset again") from None
+        return cls(path, name, leaves, files, sizes, remote)
 
     @property
     def origin(self) -> str:
@@ -82,7 +110,10 @@ class RldsFolder:
             ValueError: unknown or empty split.
         """
         if split not in self.splits:
-            raise ValueError(f"{self.origin}: no split '{split}'; {did_you_mean(split, self.splits)}")
+            hint = did_you_mean(split, self.splits)
+            if _SLICE.fullmatch(split):
+                hint = "slices are not read; `episodes: N` takes the first N, `filter: {ids: ...}` any"
+            raise ValueError(f"{self.origin}: no split '{split}'; {hint}")
         shards = self.splits[split]
         if not sum(count for _, count in shards):
             raise ValueError(
@@ -144,6 +175,11 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path}: missing; an RLDS version folder holds features.json and dataset_info.json")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON ({error}); copy the dataset again") from None
+    if not isinstance(tree, dict):
+        raise ValueError(
+            f"{path}: holds a {type(tree).__name__}, wanted a JSON object; copy the dataset again"
+        )
+    return tree

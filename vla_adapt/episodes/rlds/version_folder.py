@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fsspec import AbstractFileSystem
 
+from vla_adapt.episodes.storage.format_marks import HDF5_ENDINGS, LEROBOT_INFO
 from vla_adapt.suggest import did_you_mean
 
 # The folder itself; a dataset's versions; a data folder's datasets or a dataset's configurations; both.
@@ -43,7 +44,17 @@ def find_remote_version_folder(filesystem: AbstractFileSystem, path: str, url: s
         folders = [folder for folder in folders if not posixpath.basename(folder).startswith(".")]
         if folders:
             return _only_one(url, folders)
+    if other := _other_format(filesystem, path):
+        raise ValueError(f"{url} is {other}: of remote datasets only RLDS is read; copy it to a disk")
     raise ValueError(f"{url}: no features.json here or below; wanted an RLDS dataset as tfds writes it")
+
+
+def _other_format(filesystem: AbstractFileSystem, path: str) -> str | None:
+    """What lies there that would be read from a disk."""
+    if filesystem.exists(posixpath.join(path, LEROBOT_INFO.as_posix())):
+        return "a LeRobot dataset"
+    names = [path] if filesystem.isfile(path) else filesystem.glob(posixpath.join(path, "*"))
+    return "HDF5 data" if any(str(name).lower().endswith(HDF5_ENDINGS) for name in names) else None
 
 
 def _only_one(where: str, folders: Sequence[str]) -> str:

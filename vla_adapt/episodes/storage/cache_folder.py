@@ -53,7 +53,8 @@ def first_writable(places: Sequence[Path]) -> Path:
         except OSError:
             continue
     tried = ", ".join(str(place) for place in places)
-    raise ValueError(f"no writable folder for the step index (tried {tried}); set {CACHE_VARIABLE} to one")
+    remedy = f"set {CACHE_VARIABLE} to one (or cache_dir, which goes before it)"
+    raise ValueError(f"no writable folder for the step index (tried {tried}); {remedy}")
 
 
 def _marked_read_only(place: Path) -> bool:

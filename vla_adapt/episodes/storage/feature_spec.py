@@ -84,8 +84,11 @@ def parse_features(tree: Mapping[str, Any]) -> dict[str, LeafSpec]:
     """Flat leaves of a `features.json` tree.
 
     Raises:
-        ValueError: a feature kind or dtype that is not known; names the field.
+        ValueError: a feature kind or dtype that is not known, or no tree of features; starts with
+            "features.json:" and names the field.
     """
+    if "featuresDict" not in tree:
+        raise ValueError(f"features.json: has {', '.join(tree) or 'nothing'}, wanted 'featuresDict' and more")
     leaves: dict[str, LeafSpec] = {}
     _parse(tree, "", 0, leaves)
     return leaves
@@ -120,22 +123,34 @@ def _encode_leaf(leaf: LeafSpec) -> dict[str, Any]:
     }
 
 
-def _parse(node: Mapping[str, Any], path: str, levels: int, leaves: dict[str, LeafSpec]) -> None:
+def _parse(node: Any, path: str, levels: int, leaves: dict[str, LeafSpec]) -> None:
     """Add the leaves of `node`, which lies at `path` inside `levels` sequences (not counting the steps)."""
+    try:
+        inside = _inside(node, path, levels)
+        if inside is None:
+            leaves[path] = _leaf(node, path, levels)
+    except (AttributeError, KeyError, TypeError):
+        what = f"field '{path}'" if path else "the whole"
+        raise ValueError(f"features.json: {what} is not laid out as tfds does it") from None
+    for name, child, deeper in inside or ():
+        _parse(child, name, deeper, leaves)
+
+
+def _inside(node: Any, path: str, levels: int) -> list[tuple[str, Any, int]] | None:
+    """What `node` holds: path, node and sequences around each; None: it is a leaf."""
     if "featuresDict" in node:
-        for key, child in node["featuresDict"].get("features", {}).items():
-            _parse(child, f"{path}/{key}" if path else key, levels, leaves)
-    elif "translation" in node:
-        for language in node["translation"].get("languages", []):
-            leaves[f"{path}/{language}"] = _leaf({"text": {}}, path, levels)
-    elif "sequence" in node:
+        children = node["featuresDict"].get("features", {}).items()
+        return [(f"{path}/{key}" if path else key, child, levels) for key, child in children]
+    if "translation" in node:
+        languages = node["translation"].get("languages", [])
+        return [(f"{path}/{language}", {"text": {}}, levels) for language in languages]
+    if "sequence" in node:
         inner = levels if f"{path}/" == STEPS else levels + 1
-        _parse(node["sequence"]["feature"], path, inner, leaves)
-    else:
-        leaves[path] = _leaf(node, path, levels)
+        return [(path, node["sequence"]["feature"], inner)]
+    return None
 
 
-def _leaf(node: Mapping[str, Any], path: str, levels: int) -> LeafSpec:
+def _leaf(node: Any, path: str, levels: int) -> LeafSpec:
     """The spec of a leaf node inside `levels` sequences."""
     if "video" in node:  # stored as a sequence of images
         video = _image(node["video"])
@@ -150,7 +165,7 @@ def _ragged(leaf: LeafSpec, levels: int) -> LeafSpec:
     return replace(leaf, kind=Kind.RAGGED, item=leaf.kind, levels=levels)
 
 
-def _plain_leaf(node: Mapping[str, Any], path: str) -> LeafSpec:
+def _plain_leaf(node: Any, path: str) -> LeafSpec:
     if "image" in node:
         return _image(node["image"])
     if "text" in node:
@@ -166,11 +181,11 @@ def _plain_leaf(node: Mapping[str, Any], path: str) -> LeafSpec:
     raise ValueError(f"features.json: field '{path}' is a {node.get('pythonClassName')}, not known here")
 
 
-def _image(node: Mapping[str, Any]) -> LeafSpec:
+def _image(node: Any) -> LeafSpec:
     return LeafSpec(Kind.IMAGE, _shape(node), node.get("dtype", "uint8"), node.get("encodingFormat", ""))
 
 
-def _tensor(node: Mapping[str, Any], path: str) -> LeafSpec:
+def _tensor(node: Any, path: str) -> LeafSpec:
     dtype, optional = node.get("dtype", ""), bool(node.get("optional", False))
     if dtype == "string":
         return LeafSpec(Kind.TEXT, _shape(node), optional=optional)
@@ -187,5 +202,9 @@ def _tensor(node: Mapping[str, Any], path: str) -> LeafSpec:
     return LeafSpec(Kind.NUMBER, _shape(node), dtype, encoding, optional=optional)
 
 
-def _shape(node: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.get("shape", {}).get("dimensions", []))
+def _shape(node: Any) -> tuple[int, ...]:
+    sizes = node.get("shape", {}).get("dimensions", [])
+    try:
+        return tuple(int(size) for size in sizes)
+    except ValueError:
+        raise TypeError(f"dimensions {sizes}") from None

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 LEROBOT_INFO = Path("meta") / "info.json"
+HDF5_ENDINGS = (".hdf5", ".h5")
 
 
 def is_lerobot(path: Path) -> bool:
@@ -27,4 +28,4 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def _is_hdf5(file: Path) -> bool:
-    return file.suffix.lower() in (".hdf5", ".h5") and file.is_file()
+    return file.suffix.lower() in HDF5_ENDINGS and file.is_file()

@@ -37,8 +37,8 @@ def check_rates(rates: Sequence[RobotRate]) -> Iterator[Finding]:
         if rates_differ(one.rate_hz, one.robot_hz):
             yield Finding(
                 "robot_rate", "warning", one.dataset,
-                f"its steps are of {one.rate_hz:g} Hz, {one.robot} is declared to run at {one.robot_hz:g} Hz, "
-                f"where the recorded motion takes {one.rate_hz / one.robot_hz:.2g} times as long",
+                f"its steps are of {one.rate_hz:g} Hz, {one.robot} is declared to run at {one.robot_hz:g} "
+                f"Hz, where the recorded motion takes {one.rate_hz / one.robot_hz:.2g} times as long",
                 "if the robot runs at the data's rate, declare that in an embodiment of its own; else read "
                 "every n-th step (`stride` of the source) until the rates agree",
                 {"recorded_hz": one.rate_hz, "robot_hz": one.robot_hz},

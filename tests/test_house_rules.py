@@ -19,8 +19,8 @@ PACKAGE = ROOT / "vla_adapt"
 
 # A package may import from itself and from packages of a lower number; equal numbers are strangers.
 LAYERS = {
-    "resources": 0, "suggest": 1, "types": 1, "embodiment": 2, "actions": 3, "randomization": 3,
-    "invariance": 3,
+    "resources": 0, "suggest": 1, "progress_bar": 1, "types": 1, "embodiment": 2, "actions": 3,
+    "randomization": 3, "invariance": 3,
     "episodes": 4, "policy": 4, "adaptation": 5, "sim": 5, "serving": 5, "evaluation": 6,
     "training": 7, "recipe": 7, "cli_data": 8, "cli_adapters": 9, "cli_train": 9, "cli": 10,
 }  # fmt: skip

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
 
 from vla_adapt.cli_adapters import Base, Dtype, adapters_app, open_base
 from vla_adapt.cli_data import console, data_app
 from vla_adapt.cli_train import train
+from vla_adapt.progress_bar import Bar, progress_bar
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -270,15 +270,15 @@ def _drive(
     token = read_token(token_file) if token_file else None
     results = load_results(out) if append and out and out.is_file() else []
     for name in robots or served_robots(url, token=token):
-        with Progress(
-            TextColumn(f"{name:16s}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[won]} succeeded"), TimeElapsedColumn(), console=console,
-        ) as bar:  # fmt: skip
-            task = bar.add_task("", total=episodes, won=0)
+        with progress_bar(name, episodes, "episodes") as bar:
+
+            def tell(done: int, won: int, bar: Bar = bar) -> None:
+                bar.done, bar.note = done, f"{won} succeeded"
+
             result = closed_loop(
                 name, url, episodes, seed=seed, execute=execute, workers=workers, label=label, token=token,
                 frames_dir=out.parent / "frames" if out else None,
-                progress=lambda done, won, bar=bar, task=task: bar.update(task, completed=done, won=won),
+                progress=tell,
             )  # fmt: skip
         results.append(result)
         mean = sum(result.steps) / len(result.steps)

@@ -6,17 +6,14 @@ As in `cli.py`, imports happen inside the verbs: `vla-adapt robots` must answer 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from vla_adapt.cli_data import console
+from vla_adapt.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from vla_adapt.policy.openvla import OpenVLA
@@ -171,12 +168,13 @@ def adapters_merge(
     from vla_adapt.policy.device import usable_device
     from vla_adapt.resources import base_dir
 
-    with _progress() as advance:
+    with progress_bar("merging") as bar:
         report = merge_bundle(
             bundle, base_dir(base), out, dtype=_choice("--dtype", dtype, DTYPES) if dtype else None,
             tolerance=tolerance, check_dtype=_choice("--check-dtype", check_dtype, DTYPES),
             device=usable_device(device),
-            overwrite=overwrite, progress=advance,
+            overwrite=overwrite,
+            progress=lambda what, done, total: bar.at(what, done, total if total > 1 else None),
         )  # fmt: skip
     kind = str(report.dtype).removeprefix("torch.")
     print(f"wrote {out}: '{report.robot}' merged into {report.modules} weights, {kind}")
@@ -313,17 +311,3 @@ def _choice(option: str, got: str, known: dict[str, Any]) -> Any:
 def _print_notes(notes: tuple[str, ...]) -> None:
     for note in notes:
         print(f"note: {note}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr, where that is a terminal, that says what is being done: advance(what, done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    errors = Console(stderr=True)
-    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total if total > 1 else None)
-
-        yield advance

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
+
+from vla_adapt.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from vla_adapt.episodes.doctor.diagnosis import Diagnosis
@@ -46,13 +44,6 @@ Where = Annotated[
     str | None, typer.Option("--folder", help="with a named mixture: the folder that holds its datasets")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="also write it here as JSON")]
-
-
-class Rate(ProgressColumn):
-    """How many a second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
 
 
 @data_app.command("index")
@@ -97,10 +88,10 @@ def data_doctor(
 
     sources = _sources(data, embodiment, entry, split, folder)
     patients = open_patients(sources)
-    with _progress() as advance:
+    with progress_bar("examining") as bar:
         diagnosis = examine(
             patients.datasets, patients.names, max_episodes or None, images,
-            lambda name, done, of, what: advance(f"{name}: {what}", done, of), patients.findings,
+            lambda name, done, of, what: bar.at(f"{name}: {what}", done, of), patients.findings,
         )  # fmt: skip
     _print_diagnosis(diagnosis)
     if json_file:
@@ -130,11 +121,11 @@ def data_inspect(
     if not 0 <= episode < len(dataset):
         raise ValueError(f"episode {episode} of {path} [{split}]: it has {len(dataset)}; count from 0")
     out = out or Path(f"{dataset.name}_episode_{episode}.html")
-    with _progress() as advance:
-        write_page(dataset, episode, out, max_mb, lambda done, of: advance("frames", done, of))
+    with progress_bar("frames") as bar:
+        write_page(dataset, episode, out, max_mb, lambda done, of: bar.at("frames", done, of))
     item = dataset[episode]
     print(
-        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.instruction!r}; "
+        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.told!r}; "
         f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)"
     )
 
@@ -183,10 +174,10 @@ def data_convert(
     to: Annotated[str, typer.Option("--to", help="'lerobot' (v3.0) or 'rlds'")],
     embodiment: Robot = None,
     entry: Entry = None,
-    split: Split = "train",
+    split: Annotated[list[str] | None, typer.Option("--split", help="repeatable; default: all")] = None,
     images: Annotated[str, typer.Option(help="LeRobot: 'image' keeps pixels, 'video' is small")] = "image",
 ) -> None:
-    """Convert a dataset between formats.
+    """Convert a dataset between formats, all splits; says what of it the other format cannot hold.
 
     Example: vla-adapt data convert data/bridge_dataset out/bridge --to lerobot
     """
@@ -196,9 +187,18 @@ def data_convert(
     for option, got, known in (("--to", to, ("lerobot", "rlds")), ("--images", images, ("image", "video"))):
         if got not in known:
             raise ValueError(f"{option} '{got}': {did_you_mean(got, known)}")
-    options: Any = {"to": to, "embodiment": embodiment, "entry": entry, "split": split, "images": images}
-    count = convert_dataset(source, target, **options)
-    print(f"wrote {count} episodes to {target} ({to})")
+    options: Any = {
+        "to": to,
+        "embodiment": embodiment,
+        "entry": entry,
+        "splits": split or (),
+        "images": images,
+    }
+    done = convert_dataset(source, target, **options)
+    counts = ", ".join(f"{name} {count}" for name, count in done.episodes.items())
+    print(f"wrote {sum(done.episodes.values())} episodes to {target} ({to}): {counts}")
+    for line in done.left_behind:
+        print(f"left behind: {line}")
 
 
 def _sources(
@@ -249,26 +249,6 @@ def _policy(on_error: str) -> Literal["error", "skip"]:
 
     check_on_error(on_error)
     return "skip" if on_error == "skip" else "error"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr that changes its title with what is being done; gives advance(title, done, total)."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-        Rate(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, Any] = {}
-
-        def advance(title: str, done: int, total: int) -> None:
-            if title not in tasks:
-                for old in tasks.values():
-                    bar.update(old, visible=False)
-                tasks[title] = bar.add_task(escape(title), total=total)
-            bar.update(tasks[title], completed=done)
-
-        yield advance
 
 
 def _print_diagnosis(diagnosis: Diagnosis) -> None:

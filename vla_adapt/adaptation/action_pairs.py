@@ -115,7 +115,7 @@ def _tracks(datasets: Sequence[EpisodeDataset], normalizer: Normalizer) -> list[
                 raise ValueError(f"{where}: {error}") from None
             mask = motion.action_mask & normalizer.mask
             values = np.where(mask, normalizer.normalize(motion.action.astype(np.float64)), 0.0)
-            tracks.append(Track(where, episode.instruction, values, mask))
+            tracks.append(Track(where, episode.told, values, mask))
     return tracks
 
 

@@ -1,10 +1,11 @@
-"""What is known of an episode without reading its numbers: name, instruction, metadata, what it shows."""
+"""What is known of an episode without reading its numbers: names, instruction, metadata, what it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from vla_adapt.episodes.mapping.stable_name import StableName
 from vla_adapt.episodes.source import EpisodeDataset, Observations
 
 
@@ -16,7 +17,13 @@ class Described(Protocol):
 
     def instruction(self, index: int) -> str: ...
 
+    def instructions(self, index: int) -> tuple[str, ...]: ...
+
     def metadata(self, index: int) -> Mapping[str, Any]: ...
+
+    def stable_name(self, index: int) -> StableName: ...
+
+    def recorded_motion(self, index: int) -> bytes: ...
 
 
 def episode_id(dataset: EpisodeDataset, index: int) -> str:
@@ -25,13 +32,33 @@ def episode_id(dataset: EpisodeDataset, index: int) -> str:
 
 
 def instruction(dataset: EpisodeDataset, index: int) -> str:
-    """Task of an episode in words."""
+    """Task of an episode in words, as of its first step."""
     return dataset.instruction(index) if isinstance(dataset, Described) else dataset[index].instruction
+
+
+def instructions(dataset: EpisodeDataset, index: int) -> tuple[str, ...]:
+    """The different tasks of an episode's steps in words, each once, in order."""
+    return dataset.instructions(index) if isinstance(dataset, Described) else dataset[index].instructions
 
 
 def metadata(dataset: EpisodeDataset, index: int) -> Mapping[str, Any]:
     """Facts about an episode as a whole: seed, success, source file, ..."""
     return dataset.metadata(index) if isinstance(dataset, Described) else dataset[index].metadata
+
+
+def stable_name(dataset: EpisodeDataset, index: int) -> StableName:
+    """Names of dataset and episode that copies, renamed folders and conversions keep."""
+    if isinstance(dataset, Described):
+        return dataset.stable_name(index)
+    return StableName(dataset.name, dataset[index].episode_id)
+
+
+def recorded_motion(dataset: EpisodeDataset, index: int) -> bytes:
+    """The numbers recorded of an episode's action and state, to tell datasets apart by."""
+    if isinstance(dataset, Described):
+        return dataset.recorded_motion(index)
+    episode = dataset[index]
+    return episode.action.tobytes() + (b"" if episode.state is None else episode.state.tobytes())
 
 
 def observations(dataset: EpisodeDataset, index: int) -> Observations:

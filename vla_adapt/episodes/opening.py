@@ -6,13 +6,18 @@ pyarrow 26 MB, PyAV 16 MB of memory), and processes that read RLDS, one per work
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mapping.entry import SIDECAR, DatasetEntry, read_sidecar
 from vla_adapt.episodes.mapping.mapped import MappedDataset
+from vla_adapt.episodes.mapping.stable_name import recorded_name
 from vla_adapt.episodes.oxe import CATALOGUE, find_entry
 from vla_adapt.episodes.rlds.rlds_store import RldsStore
 from vla_adapt.episodes.rlds.shards import RldsFolder
@@ -66,13 +71,13 @@ def open_dataset(
         ValueError: anything missing, damaged or of the wrong shape; one line that names it.
     """
     given = find_entry(entry) if isinstance(entry, str | Path) else entry
-    local = None if is_url(path) else Path(path)
+    local, name = None if is_url(path) else Path(path), ""
     if local is not None and hdf5_files(local):
         store, found = _open_hdf5(local, split, given, cache_dir, on_error, verify_images, image_scale)
     elif local is not None and is_lerobot(local):
-        robot = embodiment.name if isinstance(embodiment, Embodiment) else embodiment
+        told = embodiment.name if isinstance(embodiment, Embodiment) else embodiment
         store, found = _open_lerobot(
-            local, robot, split, given, cache_dir, on_error, verify_images, image_scale
+            local, told, split, given, cache_dir, on_error, verify_images, image_scale
         )
     else:
         rlds = RldsFolder.open(path, cache_dir)
@@ -80,9 +85,58 @@ def open_dataset(
         if known is None:  # before the index is built: without an entry nothing can be done with it
             raise _no_entry(rlds.origin, rlds.name, (f.removeprefix(STEPS) for f in rlds.leaves))
         store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
-        found = known
+        found, name = known, rlds.name
     own_entry, recorded = found
-    return MappedDataset(store, own_entry, _robot(own_entry, embodiment, recorded), check, on_error)
+    stated = recorded_name(store.path if store.path.is_dir() else store.path.parent)
+    robot = _robot(own_entry, embodiment, recorded)
+    return MappedDataset(store, own_entry, robot, check, on_error, name if stated is None else stated)
+
+
+def split_episodes(
+    path: str | Path, entry: DatasetEntry | str | Path | None = None
+) -> tuple[dict[str, Int64[np.ndarray, " _"]], int]:
+    """The splits of a stored dataset of any format that hold episodes.
+
+    Args:
+        path, entry: as of `open_dataset`.
+
+    Returns:
+        Every split -> its episodes' numbers among all recorded ones, and how many those are. Splits may
+        overlap (HDF5's "all" holds every episode), and episodes lie in none.
+
+    Raises:
+        ValueError: as `open_dataset`.
+    """
+    given = find_entry(entry) if isinstance(entry, str | Path) else entry
+    local = None if is_url(path) else Path(path)
+    found: Mapping[str, Sequence[int] | np.ndarray]
+    if local is not None and hdf5_files(local):
+        from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
+
+        store = Hdf5Store(local, "all", _hdf5_entry(local, given)[0].stored_fields)
+        found, total = store.splits, len(store.lengths)
+    elif local is not None and is_lerobot(local):
+        from vla_adapt.episodes.lerobot.lerobot_store import lerobot_splits
+
+        found, total = lerobot_splits(local)
+    else:
+        shards = RldsFolder.open(path).splits
+        counts = {name: sum(count for _, count in files) for name, files in shards.items()}
+        ends = dict(zip(counts, itertools.accumulate(counts.values()), strict=True))
+        found, total = (
+            {name: range(ends[name] - counts[name], ends[name]) for name in ends},
+            sum(counts.values()),
+        )
+    return {name: np.array(numbers, np.int64) for name, numbers in found.items() if len(numbers)}, total
+
+
+def _hdf5_entry(path: Path, given: DatasetEntry | None) -> Found:
+    from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
+
+    found = _own_entry(path if path.is_dir() else path.parent, path.stem, given)
+    if found is None:
+        raise _no_entry(str(path), path.stem, Hdf5Store.names(path))
+    return Hdf5Store.with_episode_names(found[0]), found[1]
 
 
 def _open_hdf5(
@@ -96,13 +150,10 @@ def _open_hdf5(
 ) -> tuple[StoredEpisodes, Found]:
     from vla_adapt.episodes.hdf5.hdf5_store import Hdf5Store
 
-    found = _own_entry(path if path.is_dir() else path.parent, path.stem, given)
-    if found is None:
-        raise _no_entry(str(path), path.stem, Hdf5Store.names(path))
-    entry = Hdf5Store.with_episode_names(found[0])
+    entry, recorded = _hdf5_entry(path, given)
     store = Hdf5Store(path, split, entry.stored_fields, cache_dir, on_error, image_scale)
     _warn_idle(store, entry, verify_images, image_scale)
-    return store, (entry, found[1])
+    return store, (entry, recorded)
 
 
 def _open_lerobot(

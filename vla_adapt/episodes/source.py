@@ -15,6 +15,7 @@ import simplejpeg
 from jaxtyping import Float, Int64, Shaped, UInt8
 
 from vla_adapt.embodiment import Component, Embodiment
+from vla_adapt.episodes.storage.text_runs import every_step
 
 Images = UInt8[np.ndarray, "_ h w 3"] | Sequence[bytes]
 # Decodes one image, uint8 [h, w, 3].
@@ -32,6 +33,7 @@ class EpisodeData:
         state: [T, P] native proprioception, or None.
         extra: further per-step arrays [T, ...].
         metadata: facts about the whole episode (seed, success, ...): str, bool, int or float values.
+        instruction_changes: (step, task in words) from which on another task is given; steps ascend.
     """
 
     action: Float[np.ndarray, "_ D"]
@@ -40,15 +42,30 @@ class EpisodeData:
     state: Float[np.ndarray, "_ P"] | None = None
     extra: Mapping[str, Shaped[np.ndarray, "_ ..."]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    instruction_changes: Sequence[tuple[int, str]] = ()
+
+    def __post_init__(self) -> None:
+        steps = [0, *(step for step, _ in self.instruction_changes), len(self.action)]
+        if self.instruction_changes and sorted(set(steps)) != steps:
+            raise ValueError(
+                f"instruction_changes at steps {steps[1:-1]} of {len(self.action)}; wanted ascending ones, "
+                "the first after step 0"
+            )
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @property
+    def step_instructions(self) -> list[str]:
+        """The task in words of each of the T steps."""
+        return every_step([(0, self.instruction), *self.instruction_changes], len(self))
 
     def episode(self, episode_id: str) -> Episode:
         """The same recording as a readable `Episode`."""
         return Episode(
             episode_id=episode_id,
             instruction=self.instruction,
+            instruction_changes=tuple(self.instruction_changes),
             action=np.asarray(self.action, np.float32),
             state=None if self.state is None else np.asarray(self.state, np.float32),
             cameras=tuple(self.images),
@@ -63,8 +80,9 @@ class EpisodeData:
 class Observations:
     """What an episode shows: its words, and images and further arrays read when asked for; no motion.
 
-    `len()` is the number of steps. `fetch_image`, where a format has it, reads the stored bytes of an image
-    and returns a call that decodes them.
+    `len()` is the number of steps. `instruction` is that of step 0; `instruction_changes` are the later steps
+    (ascending) from which on another one is given, with it: few recordings have any. `fetch_image`, where a
+    format has it, reads the stored bytes of an image and returns a call that decodes them.
     """
 
     episode_id: str
@@ -78,6 +96,7 @@ class Observations:
     depth_cameras: tuple[str, ...] = ()
     read_depth: Callable[[int, str], Float[np.ndarray, "h w"]] | None = None
     fetch_image: Callable[[int, str], PendingImage] | None = None
+    instruction_changes: tuple[tuple[int, str], ...] = ()
 
     def __len__(self) -> int:
         return self.length
@@ -86,6 +105,25 @@ class Observations:
     def metadata(self) -> Mapping[str, Any]:
         """Facts about the whole episode: seed, success, source file, ..."""
         return self.read_metadata()
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The different instructions of its steps, each once, in order."""
+        return tuple(dict.fromkeys((self.instruction, *(text for _, text in self.instruction_changes))))
+
+    @property
+    def told(self) -> str:
+        """The instruction, or all in order where it changes: "pick it up; then: put it down"."""
+        return "; then: ".join((self.instruction, *(text for _, text in self.instruction_changes)))
+
+    def instruction_at(self, t: int) -> str:
+        """The task in words at step `t`."""
+        text = self.instruction
+        for start, later in self.instruction_changes:
+            if start > t:
+                break
+            text = later
+        return text
 
     def image(self, t: int, camera: str = "primary") -> UInt8[np.ndarray, "h w 3"]:
         """Decode the image of step `t`, uint8 RGB [h, w, 3].

@@ -13,6 +13,7 @@ from jaxtyping import Int64, Shaped
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.mapping.joined_actions import ActionJoiner
+from vla_adapt.episodes.mapping.stable_name import StableName
 from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
 from vla_adapt.episodes.storage.stored import find_prefetcher
 
@@ -75,19 +76,34 @@ class StridedDataset:
     def instruction(self, index: int) -> str:
         return episode_facts.instruction(self.dataset, index)
 
+    def instructions(self, index: int) -> tuple[str, ...]:
+        return self.observations(index).instructions
+
     def metadata(self, index: int) -> Mapping[str, Any]:
         return episode_facts.metadata(self.dataset, index)
+
+    def stable_name(self, index: int) -> StableName:
+        return episode_facts.stable_name(self.dataset, index)
+
+    def recorded_motion(self, index: int) -> bytes:
+        return episode_facts.recorded_motion(self.dataset, index)
 
     def _shown(self, seen: Observations) -> dict[str, Any]:
         def read_extra(key: str) -> Shaped[np.ndarray, "T ..."]:
             return seen.read_extra(key)[:: self.stride]
 
         return {
+            "instruction_changes": self._changes(seen),
             "read_image": self._at(seen.read_image),
             "read_extra": read_extra,
             "read_depth": None if seen.read_depth is None else self._at(seen.read_depth),
             "fetch_image": None if seen.fetch_image is None else self._at(seen.fetch_image),
         }
+
+    def _changes(self, seen: Observations) -> tuple[tuple[int, str], ...]:
+        """The kept steps from which on another instruction is given; of several for one the last counts."""
+        kept = {-(-step // self.stride): text for step, text in seen.instruction_changes}
+        return tuple((step, text) for step, text in kept.items() if step * self.stride < seen.length)
 
     def _at(self, read: Callable[[int, str], Any]) -> Callable[[int, str], Any]:
         """`read` by the number of the kept step."""

@@ -11,6 +11,7 @@ from jaxtyping import Int64
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts
+from vla_adapt.episodes.mapping.stable_name import StableName
 from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
 from vla_adapt.episodes.storage.stored import find_prefetcher
 
@@ -56,8 +57,17 @@ class EpisodeSubset:
     def instruction(self, index: int) -> str:
         return episode_facts.instruction(self.dataset, self._at(index))
 
+    def instructions(self, index: int) -> tuple[str, ...]:
+        return episode_facts.instructions(self.dataset, self._at(index))
+
     def metadata(self, index: int) -> Mapping[str, Any]:
         return episode_facts.metadata(self.dataset, self._at(index))
+
+    def stable_name(self, index: int) -> StableName:
+        return episode_facts.stable_name(self.dataset, self._at(index))
+
+    def recorded_motion(self, index: int) -> bytes:
+        return episode_facts.recorded_motion(self.dataset, self._at(index))
 
     def _at(self, index: int) -> int:
         if not 0 <= index < len(self):

@@ -78,7 +78,8 @@ def window(
 ) -> Window:
     """The observation of step `t` with the actions of steps t .. t + horizon - 1.
 
-    No policy reads more than one camera and one step yet (see `policy.batch.BatchBuilder.windows`).
+    A policy reads the camera `policy.camera` of a recipe, which every dataset must have, and `more_cameras`
+    where they are; none reads a history yet (see `policy.batch.BatchBuilder.windows`).
 
     Args:
         episode: where to cut.
@@ -96,7 +97,7 @@ def window(
     Returns:
         images {camera: uint8 [h, w, 3]}, image_mask {camera: bool} (False: the episode lacks it),
         proprio [32] float32, proprio_mask [32], action [H, 32] float32 in SI units, action_mask [H, 32] bool
-        (False past the episode's end and on slots the robot lacks; zeros there), instruction, robot,
+        (False past the episode's end and on slots the robot lacks; zeros there), instruction (at t), robot,
         extra {key: value at t}, ids {dataset, episode, step}.
 
         With history > 1 images are [K, h, w, 3] and proprio is [K, 32], oldest first, and history_mask [K] is
@@ -208,7 +209,7 @@ def begin_window(
     cut = {
         **_state(motion, t, history),
         **_chunk(motion, t, horizon),
-        "instruction": episode.instruction,
+        "instruction": episode.instruction_at(t) if episode.instruction_changes else episode.instruction,
         "robot": unifier.embodiment.name,
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
         "ids": {"dataset": dataset, "episode": episode.episode_id, "step": t},

@@ -76,7 +76,7 @@ def _predict_episode(policy: RobotPolicy, dataset: EpisodeDataset, index: int, w
     ]
     return DrawnEpisode(
         robot=policy.robot, dataset=dataset.name, episode=episode.episode_id,
-        instruction=episode.instruction, rate_hz=policy.embodiment.rate_hz,
+        instruction=episode.told, rate_hz=policy.embodiment.rate_hz,
         names=tuple(SLOT_NAMES[slot] for slot in live), units=tuple(unit_of(int(slot)) for slot in live),
         true=motion.action[:length, live], starts=starts, predicted=np.concatenate(chunks).astype(np.float32),
     )  # fmt: skip

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.rlds.write import RldsWriter
+from vla_adapt.progress_bar import progress_bar
 from vla_adapt.sim.recorder import RecorderPool, load_cached, prepare_cache
 from vla_adapt.sim.simulator import load_robosuite
 from vla_adapt.sim.tasks import find_task
@@ -96,18 +95,11 @@ def record(
         return Recording(writer.path, **finished, seconds=time.perf_counter() - started, reused=True)
     load_robosuite()
     prepare_cache(cache, settings)
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        disable=quiet,
-    )
-    with RecorderPool(settings, cache, workers) as pool, progress:
-        bar = progress.add_task(f"recording {robot}", total=sum(episodes.values()))
+    bar = progress_bar(f"recording {robot}", sum(episodes.values()), "episodes", keep=True, shown=not quiet)
+    with RecorderPool(settings, cache, workers) as pool, bar as progress:
         kept = {}
         for split, count in episodes.items():
-            kept[split] = _successes(pool, split, count, seed, lambda: progress.advance(bar))
+            kept[split] = _successes(pool, split, count, seed, progress.advance)
     failed = sum(len(tried) - len(good) for tried, good in kept.values())
     steps = 0
     with writer:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from jaxtyping import Float
-from rich.progress import Progress
 from torch.utils.data import DataLoader, Dataset
 
 from vla_adapt.adaptation.method import Frozen
@@ -27,6 +26,7 @@ from vla_adapt.policy.backbone import look
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.summary_head import SummaryHead
+from vla_adapt.progress_bar import progress_bar
 from vla_adapt.training.compatibility import why_uncached
 from vla_adapt.training.feature_store import PIECE_BYTES, FeatureStore
 from vla_adapt.training.ranks import Ranks
@@ -171,7 +171,7 @@ class _Looks(Dataset[tuple[_Part, PolicyBatch]]):
             episode, step = dataset[number], row - int(first[number])
             there = [camera for camera in cameras if camera in episode.cameras]
             images = {camera: episode.image(step, camera) for camera in there}
-            seen.append({"images": images, "prompt": episode.instruction})
+            seen.append({"images": images, "prompt": episode.instruction_at(step)})
         return part, self._builder.observations(seen, [dataset.embodiment.name] * len(seen))
 
 
@@ -194,15 +194,15 @@ def _fill(
     looks = _Looks(parts, setting.mixture.datasets, setting.builder)
     loader = DataLoader(looks, batch_size=None, collate_fn=_as_is, num_workers=setting.recipe.train.workers)  # type: ignore[arg-type]
     done: list[np.ndarray] = []
-    with Progress(disable=not ranks.is_main) as bar:
-        task = bar.add_task("frozen backbone", total=sum(len(part.rows) for part in parts))
+    total = sum(len(part.rows) for part in parts)
+    with progress_bar("frozen backbone", total, "steps", keep=True, shown=ranks.is_main) as bar:
         for part, batch in loader:
             with accelerator.autocast():
                 done.append(_summaries(setting.learner.model, _head(setting), batch.to(accelerator.device)))
             if part.rows.stop == part.piece.stop:
                 stores[part.dataset].write(part.piece, np.concatenate(done))
                 done = []
-            bar.advance(task, len(part.rows))
+            bar.advance(len(part.rows))
 
 
 def _as_is(item: tuple[_Part, PolicyBatch]) -> tuple[_Part, PolicyBatch]:

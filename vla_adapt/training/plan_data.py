@@ -145,5 +145,6 @@ def _longest_prompt(datasets: Sequence[EpisodeDataset], base: Path, notes: list[
         notes.append(f"the base's tokenizer is not here: prompts of {ASSUMED_TEXT} tokens assumed")
         return ASSUMED_TEXT
     tokenizer = PromptTokenizer.from_pretrained(base)
-    texts = {d[index].instruction for d in datasets for index in islice(range(len(d)), _READ_EPISODES)}
+    episodes = (d[index] for d in datasets for index in islice(range(len(d)), _READ_EPISODES))
+    texts = {text for episode in episodes for text in episode.instructions}
     return max(len(tokenizer.ids(text)) for text in texts)

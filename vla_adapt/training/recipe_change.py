@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +11,9 @@ from pydantic import ValidationError
 
 from vla_adapt.recipe import Recipe
 
+# Keys of a mixture that say where a dataset lies.
+_PLACE = re.compile(r"mixture\.((sources\.)?\d+\.path|folder)")
+
 
 def changed_keys(saved: str, recipe: Recipe, training_only: bool = False) -> list[str]:
     """Dotted keys in which `recipe` differs from a saved one; none: they say the same.
@@ -17,14 +21,16 @@ def changed_keys(saved: str, recipe: Recipe, training_only: bool = False) -> lis
     Args:
         saved: a recipe's `to_text`, perhaps written by another version of this package.
         recipe: that of now.
-        training_only: pass over keys that change no sample and no update.
+        training_only: pass over keys that change no sample and no update, and over where the data lies: that
+            it is the same data is for the loader's state to say (`Mixture.fingerprint`).
     """
     text = Recipe.training_text if training_only else Recipe.to_text
     with suppress(ValidationError):  # of another version
         saved = text(Recipe.model_validate(yaml.safe_load(saved)))
     left, right = _flat(yaml.safe_load(saved)), _flat(yaml.safe_load(text(recipe)))
     absent = object()
-    return [key for key in {**left, **right} if left.get(key, absent) != right.get(key, absent)]
+    differs = [key for key in {**left, **right} if left.get(key, absent) != right.get(key, absent)]
+    return [key for key in differs if not (training_only and _PLACE.fullmatch(key))]
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

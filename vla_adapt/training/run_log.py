@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from vla_adapt.adaptation.folder import replace_text
 from vla_adapt.evaluation.run_metrics import METRICS, THROUGHPUT
 from vla_adapt.policy.batch import PolicyBatch
+from vla_adapt.progress_bar import progress_bar
 from vla_adapt.training.meter import Meter
 from vla_adapt.training.setting import Setting
 from vla_adapt.training.trackers import Trackers
@@ -61,26 +55,19 @@ class RunLog:
         for name in (METRICS, THROUGHPUT):
             _keep_until(folder / name, done)
         self._file, self._timing = (folder / METRICS).open("a"), (folder / THROUGHPUT).open("a")
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TextColumn("{task.fields[validation]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._task = self._bar.add_task("", total=self._train.steps, completed=done, loss="-", validation="")
+        self._opened = ExitStack()
+        self._loss, self._validation = "-", ""
+        self._shown = progress_bar("training", self._train.steps, "steps", done=done, keep=True)
 
     def __enter__(self) -> RunLog:
         if self._main:
-            self._bar.start()
+            self._bar = self._opened.enter_context(self._shown)
         self._since = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._main:
-            self._bar.stop()
+            self._opened.close()
             self._file.close()
             self._timing.close()
 
@@ -96,7 +83,7 @@ class RunLog:
             if self._main:
                 self._write(step, self._meter.summary(sums), rate)
         if self._main:
-            self._bar.update(self._task, completed=step)
+            self._bar.done = step
 
     def validation(self, step: int, found: dict[str, dict[str, float]], told: str) -> None:
         """Write metrics by robot, of held-out windows after `step` steps; `told` is shown beside the loss."""
@@ -109,8 +96,9 @@ class RunLog:
             tracked |= {f"validation/{robot}/{key}": value for key, value in metrics.items()}
         self._file.flush()
         self._trackers.log(tracked, step)
-        self._bar.update(self._task, validation=f"validation {told}")
-        self._bar.console.print(f"step {step}: validation {told}", highlight=False)
+        self._validation = f"  validation {told}"
+        self._bar.note = f"loss {self._loss}{self._validation}"
+        print(f"step {step}: validation {told}", flush=True)
 
     @property
     def sums(self) -> torch.Tensor:
@@ -135,7 +123,8 @@ class RunLog:
         self._trackers.log(tracked, step)
         samples = sum(metrics["samples"] for metrics in summary.values())
         loss = sum(metrics["loss"] * metrics["samples"] for metrics in summary.values()) / samples
-        self._bar.update(self._task, loss=f"{loss:.4f}")
+        self._loss = f"{loss:.4f}"
+        self._bar.note = f"loss {self._loss}{self._validation}"
 
     def _throughput(self, step: int) -> dict[str, float]:
         """Of the steps since the last logged one and all that lay between them.

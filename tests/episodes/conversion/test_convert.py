@@ -51,8 +51,8 @@ def assert_same_fields(one: MappedDataset, other: MappedDataset) -> None:
 
 
 def test_rlds_to_lerobot_and_back(tmp_path: Path, written: Path) -> None:
-    assert convert_dataset(written, tmp_path / "there", "lerobot") == 5
-    assert convert_dataset(tmp_path / "there", tmp_path / "back", "rlds") == 5
+    assert convert_dataset(written, tmp_path / "there", "lerobot").episodes == {"train": 5, "val": 2}
+    assert convert_dataset(tmp_path / "there", tmp_path / "back", "rlds").left_behind == []
     source, there, back = (open_dataset(path) for path in (written, tmp_path / "there", tmp_path / "back"))
     assert_same(source, there)
     assert_same(source, back)
@@ -71,7 +71,9 @@ def test_rlds_to_lerobot_and_back(tmp_path: Path, written: Path) -> None:
 
 
 def test_other_splits_and_as_video(tmp_path: Path, written: Path) -> None:
-    assert convert_dataset(written, tmp_path / "video", "lerobot", split="val", images="video") == 2
+    assert convert_dataset(
+        written, tmp_path / "video", "lerobot", splits=["val"], images="video"
+    ).episodes == {"val": 2}
     source, video = (open_dataset(path, split="val") for path in (written, tmp_path / "video"))
     assert_same(source, video, pixels=False)
     assert video.store.fields["observation.images.primary"].encoding == "video"

@@ -1,47 +1,44 @@
 """Convert a dataset between RLDS and LeRobot: every field as recorded, under the other format's names.
 
-Nothing is mapped or transformed on the way: the entry and the embodiment travel along, renamed, so that the
-result opens as the source did. 64-bit floats become 32-bit, as all readers here give them; what neither
-format's writer holds (depth, ragged fields) is left behind with a warning.
+Nothing is mapped or transformed on the way: the entry, the embodiment and the dataset's lasting name travel
+along, so that the result opens as the source did and holds out the same episodes. What the target's format
+cannot hold is told: depth, ragged fields, 64-bit floats in RLDS, empty episodes in LeRobot, ...
 """
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vla_adapt.episodes.conversion.convert_names import (
-    StorageFormat,
-    field_names,
-    instruction_name,
-    renamed_entry,
-)
+from vla_adapt.episodes.conversion.convert_facts import fact_field
+from vla_adapt.episodes.conversion.convert_plan import Plan
 from vla_adapt.episodes.lerobot.lerobot_columns import JPEG, encode_png
-from vla_adapt.episodes.lerobot.lerobot_features import STANDARD
-from vla_adapt.episodes.lerobot.lerobot_store import LeRobotStore
 from vla_adapt.episodes.lerobot.lerobot_writer import ImageStorage, LeRobotEpisode, LeRobotWriter, Picture
 from vla_adapt.episodes.mapping.mapped import MappedDataset
-from vla_adapt.episodes.opening import open_dataset
+from vla_adapt.episodes.opening import open_dataset, split_episodes
 from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.storage.image_codec import decode_image
 from vla_adapt.episodes.storage.stored import StoredEpisodes
+from vla_adapt.progress_bar import progress_bar
 
 _RGB = LeafSpec(Kind.IMAGE, (-1, -1, 3), "uint8")
-_LEROBOT_FACTS = ("episode_index", "length", "tasks")
 # What an RLDS step tells of its place in the episode, where the source does not.
 _PLACE_FLAGS: Mapping[str, Callable[[int], np.ndarray]] = {
     "is_first": lambda steps: np.arange(steps) == 0,
     "is_last": lambda steps: np.arange(steps) == steps - 1,
     "is_terminal": lambda steps: np.arange(steps) == steps - 1,
 }
+
+# Writes one episode of a split.
+Add = Callable[[MappedDataset, int], None]
 
 
 @runtime_checkable
@@ -51,6 +48,19 @@ class EncodedImages(Protocol):
     def encoded_image(self, field: str, episode: int, step: int) -> bytes | None: ...
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote.
+
+    Attributes:
+        episodes: split -> how many.
+        left_behind: what of the source the target lacks, or has less exactly: one line each.
+    """
+
+    episodes: dict[str, int]
+    left_behind: list[str]
+
+
 def convert_dataset(
     source: str | Path,
     target: Path,
@@ -58,10 +68,12 @@ def convert_dataset(
     *,
     embodiment: str | None = None,
     entry: str | None = None,
-    split: str = "train",
+    splits: Sequence[str] = (),
     images: ImageStorage = "image",
-) -> int:
-    """Write one split of `source` (RLDS, LeRobot or HDF5) as a new dataset in the folder `target`.
+) -> Conversion:
+    """Write `source` (RLDS, LeRobot or HDF5) as a new dataset in the folder `target`.
+
+    Warns, before anything is written, of all that the target will lack.
 
     Args:
         source: as for `open_dataset`.
@@ -69,94 +81,66 @@ def convert_dataset(
         to: format to write.
         embodiment: the robot, where the source does not say.
         entry: how fields map onto it, where the source does not say: a catalogue name or a YAML file.
-        split: which split.
+        splits: which ones; default all, but of overlapping ones (HDF5 filter keys) the first.
         images: "image": pixels are kept exactly, JPEG and PNG as the very bytes stored, video frames as PNG.
             "video" (LeRobot only): mp4, smaller and lossy.
-
-    Returns:
-        Number of episodes written.
 
     Raises:
         ValueError: the source does not open, the target exists, or an episode cannot be stored.
     """
     if to == "rlds" and images == "video":
         raise ValueError("RLDS holds no video; use images='image', or convert to lerobot")
-    dataset = open_dataset(source, embodiment=embodiment, entry=entry, split=split)
-    plan = _Plan.of(dataset, to)
-    with ExitStack() as stack:
+    names, beside = _chosen_splits(source, entry, splits)
+    for name in names:
+        if to == "rlds" and not name.isidentifier():
+            raise ValueError(
+                f"split '{name}': RLDS wants letters, digits and underscores; leave it out (--split)"
+            )
+    datasets = [open_dataset(source, embodiment=embodiment, entry=entry, split=name) for name in names]
+    plan = Plan(datasets, to)
+    left_behind = [*beside, *plan.left_behind]
+    if left_behind:
+        told = f"{datasets[0].name}: left behind in {to}: {'; '.join(left_behind)}"
+        warnings.warn(told, stacklevel=2)
+    total = sum(len(episodes) for episodes in plan.kept)
+    bar = progress_bar(f"converting {datasets[0].name}", total, "episodes")
+    with ExitStack() as stack, bar as progress:
         add = (
             _lerobot_writer(plan, target, images, stack)
             if to == "lerobot"
             else _rlds_writer(plan, target, stack)
         )
-        for episode in _with_progress(dataset, stack):
-            try:
-                add(episode)
-            except ValueError as error:
-                where = f"{dataset.name}: episode {dataset.episode_id(episode)}"
-                raise ValueError(f"{where}: cannot be converted: {error}") from None
-    return len(dataset)
+        for dataset, episodes in zip(datasets, plan.kept, strict=True):
+            for episode in episodes:
+                try:
+                    add(dataset, episode)
+                except ValueError as error:
+                    where = f"{dataset.name}: episode {dataset.episode_id(episode)}"
+                    raise ValueError(f"{where}: cannot be converted: {error}") from None
+                progress.advance()
+    return Conversion(dict(zip(names, map(len, plan.kept), strict=True)), left_behind)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is carried over: source field -> target name by kind, and the rate."""
-
-    dataset: MappedDataset
-    to: StorageFormat
-    names: Mapping[str, str]
-    rate_hz: float
-
-    @classmethod
-    def of(cls, dataset: MappedDataset, to: StorageFormat) -> _Plan:
-        store = dataset.store
-        kept = {name: leaf for name, leaf in store.fields.items() if _can_be_carried(leaf)}
-        if isinstance(store, LeRobotStore):
-            rate_hz = store.rate_hz
-            for name in _derivable(store) if to == "rlds" else (*STANDARD, "task"):
-                kept.pop(name, None)
-        else:
-            rate_hz = dataset.entry.rate_hz or dataset.embodiment.rate_hz
-        kept.pop(_instruction_field(dataset) or "", None)
-        behind = [name for name, leaf in store.fields.items() if not _can_be_carried(leaf)]
-        if behind:
-            warnings.warn(
-                f"{dataset.name}: left behind, as {to} cannot hold them here: {', '.join(sorted(behind))}",
-                stacklevel=3,
-            )
-        return cls(dataset, to, field_names(kept, to), rate_hz)
-
-    def fields(self, kind: Kind) -> dict[str, str]:
-        """Source field -> target name of all carried fields of a kind."""
-        leaves = self.dataset.store.fields
-        return {field: name for field, name in self.names.items() if leaves[field].kind is kind}
-
-    @property
-    def instruction(self) -> str:
-        """Name of the target field that holds every step's instruction."""
-        return instruction_name(self.names, self.to)
-
-    def tasks(self, episode: int) -> list[str]:
-        """Instruction of every step."""
-        field = _instruction_field(self.dataset)
-        if field is not None:
-            return list(self.dataset.store.texts(field, episode))
-        return [self.dataset.instruction(episode)] * int(self.dataset.store.lengths[episode])
-
-    def entry(self) -> Any:
-        """The source's entry in the target's names; a rate unlike the robot's goes into it."""
-        entry = renamed_entry(self.dataset.entry, self.names, self.instruction)
-        same = self.rate_hz == self.dataset.embodiment.rate_hz
-        return entry.model_copy(update={"rate_hz": None if same else self.rate_hz})
-
-    def facts(self, episode: int) -> dict[str, Any]:
-        """Plain facts about the episode."""
-        facts = dict(self.dataset.store.metadata(episode))
-        if isinstance(self.dataset.store, LeRobotStore):
-            facts = {key: value for key, value in facts.items() if key not in _LEROBOT_FACTS}
-        elif self.to == "lerobot":
-            facts = {f"recorded_{key}" if key in _LEROBOT_FACTS else key: facts[key] for key in facts}
-        return {key: value for key, value in facts.items() if _is_plain(value)}
+def _chosen_splits(
+    source: str | Path, entry: str | None, wanted: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The splits to convert, "train" first, and what is in none of them."""
+    if wanted:
+        return list(dict.fromkeys(wanted)), []
+    episodes, total = split_episodes(source, entry)
+    taken = np.zeros(total, bool)
+    names, beside = [], []
+    # "all" last: it is a view of the others.
+    for name in sorted(episodes, key=lambda name: (name != "train", name == "all")):
+        shared = int(taken[episodes[name]].sum())
+        if not shared:
+            names.append(name)
+            taken[episodes[name]] = True
+        elif name != "all":
+            beside.append(f"split '{name}': {shared} of its {len(episodes[name])} episodes are in others too")
+    if not taken.all():
+        beside.append(f"{total - int(taken.sum())} episodes that are in no split of {', '.join(names)}")
+    return names, beside
 
 
 class _Pictures(Sequence[Picture]):
@@ -178,48 +162,69 @@ class _Pictures(Sequence[Picture]):
         return self._store.image(self._field, self._episode, step)
 
 
-def _lerobot_writer(
-    plan: _Plan, target: Path, images: ImageStorage, stack: ExitStack
-) -> Callable[[int], None]:
-    dataset, store = plan.dataset, plan.dataset.store
+def _lerobot_writer(plan: Plan, target: Path, images: ImageStorage, stack: ExitStack) -> Add:
+    source = plan.splits[0]
     writer = stack.enter_context(
-        LeRobotWriter(target, dataset.embodiment, plan.entry(), plan.rate_hz, images, split=dataset.split)
+        LeRobotWriter(
+            target,
+            source.embodiment,
+            plan.entry(),
+            plan.rate_hz,
+            images,
+            lasting_name=source.lasting_name,
+            fact_examples=plan.fact_examples(),
+        )
     )
 
-    def add(episode: int) -> None:
+    def add(dataset: MappedDataset, episode: int) -> None:
+        store = dataset.store
+        numbers, pictures, texts = (plan.of_kind(kind) for kind in (Kind.NUMBER, Kind.IMAGE, Kind.TEXT))
         writer.add(
             LeRobotEpisode(
-                tasks=plan.tasks(episode),
-                numbers={new: store.numbers(old, episode) for old, new in plan.fields(Kind.NUMBER).items()},
-                images={new: _Pictures(store, old, episode) for old, new in plan.fields(Kind.IMAGE).items()},
-                texts={new: store.texts(old, episode) for old, new in plan.fields(Kind.TEXT).items()},
-                facts=plan.facts(episode),
-            )
+                tasks=dataset.recorded_instructions(episode),
+                numbers={new: plan.numbers(dataset, old, episode) for old, new in numbers.items()},
+                images={new: _Pictures(store, old, episode) for old, new in pictures.items()},
+                texts={new: store.texts(old, episode) for old, new in texts.items()},
+                facts=plan.facts(dataset, episode),
+            ),
+            dataset.split,
         )
 
     return add
 
 
-def _rlds_writer(plan: _Plan, target: Path, stack: ExitStack) -> Callable[[int], None]:
-    dataset, store = plan.dataset, plan.dataset.store
+def _rlds_writer(plan: Plan, target: Path, stack: ExitStack) -> Add:
+    source = plan.splits[0]
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists; choose another folder")
     stack.callback(_remove_if_empty, target)
-    writer = stack.enter_context(RldsWriter(target.parent, target.name, dataset.embodiment))
+    name = re.sub(r"\W|^(?=\d)", "_", source.name, flags=re.ASCII)
+    lasting = None if source.lasting_name == name else source.lasting_name
+    writer = stack.enter_context(
+        RldsWriter(target.parent, name, source.embodiment, folder=target.name, lasting_name=lasting)
+    )
+    entry, image_leaves = (
+        plan.entry(),
+        {field: _image_leaf(plan, field) for field in plan.of_kind(Kind.IMAGE)},
+    )
 
-    def add(episode: int) -> None:
-        fields: dict[str, tuple[LeafSpec, Any]] = {plan.instruction: _texts(plan.tasks(episode))}
-        for old, new in plan.fields(Kind.NUMBER).items():
-            fields[new] = _numbers(store.numbers(old, episode))
-        for old, new in plan.fields(Kind.TEXT).items():
+    def add(dataset: MappedDataset, episode: int) -> None:
+        store = dataset.store
+        fields: dict[str, tuple[LeafSpec, Any]] = {
+            plan.instruction: _texts(dataset.recorded_instructions(episode))
+        }
+        for old, new in plan.of_kind(Kind.NUMBER).items():
+            fields[new] = _numbers(plan.numbers(dataset, old, episode))
+        for old, new in plan.of_kind(Kind.TEXT).items():
             fields[new] = _texts(store.texts(old, episode))
-        for old, new in plan.fields(Kind.IMAGE).items():
-            fields[new] = _images(_Pictures(store, old, episode))
-        for name, flags in _PLACE_FLAGS.items():
-            fields.setdefault(name, _numbers(flags(int(store.lengths[episode]))))
+        for old, new in plan.of_kind(Kind.IMAGE).items():
+            fields[new] = _images(_Pictures(store, old, episode), image_leaves[old])
+        for flag, values in _PLACE_FLAGS.items():
+            fields.setdefault(flag, _numbers(values(int(store.lengths[episode]))))
         record = {f"steps/{name}": value for name, value in fields.items()}
-        record |= {f"episode_metadata/{key}": _fact(value) for key, value in plan.facts(episode).items()}
-        writer.add_fields(dataset.split, record, plan.entry())
+        facts = plan.facts(dataset, episode)
+        record |= {f"episode_metadata/{key}": fact_field(value) for key, value in facts.items()}
+        writer.add_fields(dataset.split, record, entry)
 
     return add
 
@@ -230,8 +235,6 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def _numbers(values: np.ndarray) -> tuple[LeafSpec, np.ndarray]:
-    if values.dtype == np.float64:
-        values = values.astype(np.float32)
     return LeafSpec(Kind.NUMBER, values.shape[1:], values.dtype.name), values
 
 
@@ -239,58 +242,18 @@ def _texts(texts: Sequence[str]) -> tuple[LeafSpec, list[bytes]]:
     return LeafSpec(Kind.TEXT), [text.encode() for text in texts]
 
 
-def _images(pictures: _Pictures) -> tuple[LeafSpec, list[bytes]]:
+def _image_leaf(plan: Plan, field: str) -> LeafSpec:
+    """Of a field's first image."""
+    for dataset in plan.splits:
+        for episode in np.flatnonzero(dataset.store.lengths).tolist()[:1]:
+            return _images([_Pictures(dataset.store, field, episode)[0]], _RGB)[0]
+    return _RGB
+
+
+def _images(pictures: Sequence[Picture], empty: LeafSpec) -> tuple[LeafSpec, list[bytes]]:
+    """Encoded images and what they are; `empty` where there is none."""
     data = [item if isinstance(item, bytes) else encode_png(item) for item in pictures]
+    if not data:
+        return empty, data
     encoding = "jpeg" if data[0][:2] == JPEG else "png"
     return LeafSpec(Kind.IMAGE, decode_image(data[0], _RGB).shape, "uint8", encoding), data
-
-
-def _fact(value: Any) -> tuple[LeafSpec, Any]:
-    if isinstance(value, str):
-        return _texts([value])
-    return _numbers(np.asarray(value)[None])
-
-
-def _is_plain(value: Any) -> bool:
-    """Text, number, truth value, or a list of numbers: what both formats hold for an episode."""
-    if isinstance(value, str):
-        return True
-    return (
-        value is not None and isinstance(value, int | float | list) and np.asarray(value).dtype.kind in "biuf"
-    )
-
-
-def _can_be_carried(leaf: LeafSpec) -> bool:
-    if leaf.optional or (leaf.kind is Kind.TEXT and leaf.shape):
-        return False
-    if leaf.kind is Kind.IMAGE:
-        return leaf.dtype == "uint8" and leaf.shape[-1:] in ((3,), ())
-    return leaf.kind in (Kind.NUMBER, Kind.TEXT)
-
-
-def _instruction_field(dataset: MappedDataset) -> str | None:
-    """The text field that holds every step's instruction, if there is one."""
-    leaf = dataset.store.fields.get(dataset.entry.instruction)
-    stored = dataset.entry.instruction_text is None and leaf is not None and leaf.kind is Kind.TEXT
-    return dataset.entry.instruction if stored else None
-
-
-def _derivable(store: LeRobotStore) -> Iterator[str]:
-    """LeRobot's own columns that say nothing beyond the order of the steps; timestamps may, if uneven."""
-    yield from (name for name in STANDARD if name != "timestamp")
-    yield "task"
-    steps = np.concatenate([np.arange(length) for length in store.lengths])
-    if np.abs(store.column("timestamp") * store.rate_hz - steps).max() < 1e-2:
-        yield "timestamp"
-
-
-def _with_progress(dataset: MappedDataset, stack: ExitStack) -> Iterator[int]:
-    columns = (
-        TextColumn("converting {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("episodes"),
-        TimeRemainingColumn(),
-    )
-    bar = stack.enter_context(Progress(*columns, transient=True))
-    yield from bar.track(range(len(dataset)), description=dataset.name)

@@ -5,7 +5,7 @@ Last, what shows only when datasets are put side by side. The codes of findings:
 
     files      unreadable undecodable_image
     episodes   empty_episodes short_episodes truncated_episodes empty_instruction one_instruction
-               duplicate_episodes near_duplicate_episodes shared_episodes
+               changing_instruction duplicate_episodes near_duplicate_episodes shared_episodes
                uneven_parts missing_camera no_state no_pose
     numbers    non_finite bad_quaternion dead_dimension narrow_quantiles outliers beyond_limits
     gripper    gripper_scale gripper_sign gripper_starts_closed

@@ -73,23 +73,35 @@ def check_ended(survey: Survey) -> Iterator[Finding]:
 
 
 def check_instructions(survey: Survey) -> Iterator[Finding]:
-    """Missing instructions, and one instruction for everything."""
-    recordings = survey.recordings
-    empty = [recording for recording in recordings if not recording.instruction.strip()]
+    """Missing instructions, one instruction for everything, and instructions that change on the way."""
+    recordings = [recording for recording in survey.recordings if recording.length]
+    empty = [one for one in recordings if not all(text.strip() for text in one.instructions)]
     if empty:
+        partly = sum(any(text.strip() for text in one.instructions) for one in empty)
+        some = f", {partly} of them at some steps" if partly else ""
         yield Finding(
             "empty_instruction", "warning", survey.name,
-            f"{_count(empty, survey)} have no instruction",
+            f"{_count(empty, survey)} have no instruction{some}",
             "a policy that follows words learns nothing from them: drop them, label them, or name the "
             "right field in the entry",
             {"episodes": [recording.episode_id for recording in empty[:50]]},
         )  # fmt: skip
-    words = Counter(recording.instruction.strip().lower() for recording in recordings)
+    words = Counter(text.strip().lower() for recording in recordings for text in recording.instructions)
     if len(words) == 1 and len(recordings) >= LEAST_EPISODES and not empty:
         yield Finding(
             "one_instruction", "note", survey.name,
             f"all {len(recordings)} episodes examined have the instruction {recordings[0].instruction!r}",
             "fine for one task; mixed with nothing else, the policy has no reason to listen",
+        )  # fmt: skip
+    changing = [recording for recording in recordings if recording.instruction_changes]
+    if changing:
+        step, text = changing[0].instruction_changes[0]
+        yield Finding(
+            "changing_instruction", "note", survey.name,
+            f"{_count(changing, survey)} change their instruction on the way: {changing[0].episode_id} from "
+            f"{changing[0].instruction!r} to {text!r} at step {step}",
+            "each step trains with its own; who serves the policy must switch as the labels do",
+            {"episodes": [recording.episode_id for recording in changing[:50]]},
         )  # fmt: skip
 
 

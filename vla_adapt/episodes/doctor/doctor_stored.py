@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from vla_adapt.embodiment import Component, GripperRange
 from vla_adapt.episodes.mapping.entry import Source
@@ -83,7 +84,7 @@ def stored_grippers(dataset: EpisodeDataset, number: int) -> Iterator[StoredGrip
                 if part.field not in data.store.fields:
                     continue  # computed, not stored
                 values = data.store.numbers(part.field, at)
-                values = values.reshape(len(values), -1)[:, _columns(part)].astype(np.float64)
+                values = _flat(values)[:, _columns(part)].astype(np.float64)
                 opening = (values[:, 0] - part.closed) / (part.open - part.closed)
                 declared = GripperRange(open=part.open, closed=part.closed)
                 yield StoredGripper(f"{what} '{name}' (stored field {part.field})", declared, opening)
@@ -122,5 +123,9 @@ def _columns(part: Source) -> list[int] | slice:
 
 
 def _scalar(values: np.ndarray) -> Float[np.ndarray, " T"] | None:
-    flat = values.reshape(len(values), -1)
+    flat = _flat(values)
     return flat[:, 0].astype(np.float64) if flat.shape[1] == 1 else None
+
+
+def _flat(values: np.ndarray) -> Shaped[np.ndarray, "T F"]:
+    return values.reshape(len(values), math.prod(values.shape[1:]))  # not -1: there may be no steps

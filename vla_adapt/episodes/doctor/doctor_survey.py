@@ -44,6 +44,8 @@ class Recording(NamedTuple):
     """Facts of one examined episode.
 
     Attributes:
+        instruction: of step 0.
+        instruction_changes: (step, instruction) from which on another one is given.
         time: [T] when each step was recorded, as stored; None: nothing tells.
         ended: whether the last step bears the end mark; None: nothing is marked.
         omits: components that this episode does not record.
@@ -52,11 +54,17 @@ class Recording(NamedTuple):
     episode_id: str
     length: int
     instruction: str
+    instruction_changes: tuple[tuple[int, str], ...]
     cameras: tuple[str, ...]
     has_state: bool
     time: Float[np.ndarray, " T"] | None
     ended: bool | None
     omits: tuple[str, ...]
+
+    @property
+    def instructions(self) -> list[str]:
+        """Of all its steps, in order."""
+        return [self.instruction, *(text for _, text in self.instruction_changes)]
 
 
 @dataclass(frozen=True)
@@ -261,6 +269,7 @@ def _recording(dataset: EpisodeDataset, number: int, episode: Episode) -> Record
         episode_id=episode.episode_id,
         length=len(episode),
         instruction=episode.instruction,
+        instruction_changes=episode.instruction_changes,
         cameras=episode.cameras,
         has_state=episode.state is not None,
         time=signal(dataset, number, episode, TIME_NAMES),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from vla_adapt.episodes.hdf5.hdf5_layout import all_attributes, nesting
 
@@ -55,6 +56,12 @@ class OpenFiles:
             except (KeyError, OSError, RuntimeError) as error:
                 reason = str(error.args[0] if error.args else error).split("\n")[0]
                 raise ValueError(f"{self.paths[file]}: '{name}' cannot be read ({reason})") from None
+
+    def dtype(self, file: int, name: str) -> np.dtype:
+        """Of the data set `name`."""
+        self._own()
+        with self._lock:
+            return self._dataset(file, name).dtype
 
     def holds(self, file: int, name: str) -> bool:
         """Whether there is a data set `name`."""

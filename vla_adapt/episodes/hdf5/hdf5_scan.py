@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import h5py
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.episodes.hdf5.hdf5_files import open_hdf5
 from vla_adapt.episodes.hdf5.hdf5_layout import (
@@ -28,10 +26,10 @@ from vla_adapt.episodes.hdf5.hdf5_layout import (
 )
 from vla_adapt.episodes.storage.damage import DamageLog
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
+from vla_adapt.progress_bar import Bar, progress_bar
 
 # A step's numbers are copied into the index up to this many; larger ones stay in the file.
 MAX_INDEXED_NUMBERS = 64
-_PROGRESS_FILES, _PROGRESS_BYTES = 100, 4 << 30
 
 
 @dataclass
@@ -68,9 +66,10 @@ def scan(files: Sequence[Path], required: Sequence[str], folder: Path, log: Dama
         ValueError: damage, unless `log` notes it.
     """
     contents = Contents()
-    with ExitStack() as stack:
+    with ExitStack() as stack, progress_bar("indexing HDF5", len(files), "files") as bar:
         columns: dict[str, IO[bytes]] = {}
-        for number, path in enumerate(_followed(files)):
+        for number, path in enumerate(files):
+            bar.note, bar.done = path.name, number
             try:
                 file = open_hdf5(path)
             except ValueError as error:
@@ -82,12 +81,12 @@ def scan(files: Sequence[Path], required: Sequence[str], folder: Path, log: Dama
                     log.report(complaint)
                 if not groups:
                     continue
-                if not contents.group:
+                if not contents.fields and any(_steps(file, group, required[0]) for group in groups):
                     contents.fields = _fields(file, groups, required[0])
                     contents.columns = _column_names(contents.fields, required)
                     for name in contents.columns.values():
                         columns[name] = stack.enter_context((folder / name).open("wb"))
-                _scan_file(contents, number, file, groups, required, columns, log)
+                _scan_file(contents, number, file, groups, required, columns, log, bar)
     return contents
 
 
@@ -99,9 +98,11 @@ def _scan_file(
     required: Sequence[str],
     columns: Mapping[str, IO[bytes]],
     log: DamageLog,
+    bar: Bar,
 ) -> None:
     numbers: dict[str, int] = {}
-    for group in groups:
+    for done, group in enumerate(groups):
+        bar.done = number + done / len(groups)
         try:
             steps = _check_episode(file, group, required, contents.fields)
             values = [_column(file, group, name, contents.fields[name]) for name in contents.columns]
@@ -114,11 +115,13 @@ def _scan_file(
         contents.file.append(number)
         contents.group.append(group)
         contents.length.append(steps)
-    found = _fields(file, groups, required[0])
-    kept = {
-        name: leaf for name, leaf in contents.fields.items() if name in required or found.get(name) == leaf
-    }
-    contents.fields = kept
+    if any(_steps(file, group, required[0]) for group in groups):  # else nothing tells what a step holds
+        found = _fields(file, groups, required[0])
+        contents.fields = {
+            name: leaf
+            for name, leaf in contents.fields.items()
+            if name in required or found.get(name) == leaf
+        }
     stored = {group.rsplit("/", 1)[-1] for group in groups}
     for mask, names in masks(file).items():
         for name in names:
@@ -193,19 +196,3 @@ def _column_names(fields: Mapping[str, LeafSpec], required: Sequence[str]) -> di
         and math.prod(leaf.shape) <= MAX_INDEXED_NUMBERS
     ]
     return {name: f"column{number}" for number, name in enumerate(small)}
-
-
-def _followed(files: Sequence[Path]) -> Iterator[Any]:
-    """The files, with a progress bar when there are many or they are large."""
-    large = len(files) >= _PROGRESS_FILES or sum(file.stat().st_size for file in files) >= _PROGRESS_BYTES
-    bar = Progress(
-        TextColumn("indexing HDF5 files"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not large,
-        transient=True,
-    )
-    with bar:
-        yield from bar.track(files)

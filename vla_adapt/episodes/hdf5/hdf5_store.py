@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from vla_adapt.episodes.hdf5.hdf5_files import OpenFiles, open_hdf5
 from vla_adapt.episodes.hdf5.hdf5_index import open_hdf5_index
 from vla_adapt.episodes.hdf5.hdf5_layout import (
     DEFAULT_SPLIT,
-    EVERYTHING,
     INSTRUCTION,
     LIBERO_ATTRIBUTES,
     as_text,
@@ -23,6 +22,7 @@ from vla_adapt.episodes.hdf5.hdf5_layout import (
     encoded,
     field_names,
 )
+from vla_adapt.episodes.hdf5.hdf5_splits import episodes_by_split
 from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
@@ -42,8 +42,8 @@ class Hdf5Store:
 
     Args:
         path: the file, or a folder whose files (in natural order) make one dataset.
-        split: a robomimic filter key ("train", "valid", ...) or "all"; "train" is all where there is no
-            such key.
+        split: a robomimic filter key ("train", "valid", ...) or "all"; "train" is, of a file without such a
+            key, all that no key of held-out episodes (`hdf5_splits.HELD_OUT_KEYS`) names.
         required: fields that every episode must have, at equal lengths; the first one counts the steps.
         cache_dir: where to keep the index; default beside the dataset, else in the user's cache.
         on_error: "error": refuse damaged data; "skip": leave damaged files and episodes out and say so in
@@ -52,6 +52,7 @@ class Hdf5Store:
 
     Attributes:
         skipped: what was left out: file, episode and reason of each damage.
+        splits: every split -> its episodes' numbers among those of "all".
 
     Raises:
         ValueError: no such file, a damaged one, an unknown or empty split, an episode whose required fields
@@ -77,6 +78,7 @@ class Hdf5Store:
         self._index = open_hdf5_index(folder, files, required, cache_dir, on_error)
         self._all_lengths = np.array(self._index.contents.length, np.int64)
         self._ends = np.cumsum(self._all_lengths)
+        self.splits = episodes_by_split(self._index.contents)
         self._episodes = self._chosen(split)
         self.skipped = [text for text, _ in self._index.notes]
         if self.skipped:
@@ -117,13 +119,19 @@ class Hdf5Store:
         indexed = self._index.columns.get(field)
         if indexed is not None:
             return np.array(indexed[self._rows(episode)])
-        values = self._read(field, episode)
-        steps = int(self.lengths[episode])
-        if not values.shape or len(values) != steps:
-            raise ValueError(
-                f"{self.locate(episode)}: '{field}' has shape {list(values.shape)}, the episode {steps} steps"
-            )
-        return values.astype(np.dtype(self.fields[field].dtype), copy=False)
+        leaf = self.fields[field]
+        if not self.lengths[episode]:
+            return np.zeros((0, *leaf.shape), leaf.dtype)
+        return self._checked(field, episode).astype(np.dtype(leaf.dtype), copy=False)
+
+    def exact_dtype(self, field: str) -> np.dtype:
+        """Of a number field as stored in any episode; the widest where they differ."""
+        places = [self._place(episode) for episode in np.flatnonzero(self.lengths)]
+        return np.result_type(*{self._files.dtype(file, f"{group}/{field}") for file, group in places})
+
+    def exact_numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
+        """`numbers` as stored: 64-bit floats stay what they are."""
+        return self._checked(field, episode) if self.lengths[episode] else self.numbers(field, episode)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
         """A small number field of all steps of all episodes of the split, in order."""
@@ -146,6 +154,15 @@ class Hdf5Store:
             except ValueError as error:
                 raise ValueError(f"{error} ({self.locate(episode)} '{field}' row {step})") from None
         return stored if stored.shape[-1] == 3 else np.repeat(stored, 3, axis=-1)
+
+    def _checked(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
+        """A number field as the file has it."""
+        values, steps = self._read(field, episode), int(self.lengths[episode])
+        if not values.shape or len(values) != steps:
+            raise ValueError(
+                f"{self.locate(episode)}: '{field}' has shape {list(values.shape)}, the episode {steps} steps"
+            )
+        return values
 
     def texts(self, field: str, episode: int) -> list[str]:
         """A text field of all steps of an episode.
@@ -178,11 +195,10 @@ class Hdf5Store:
 
     def _chosen(self, split: str) -> np.ndarray:
         """Episode numbers of a split."""
-        masks, everything = self._index.contents.masks, np.arange(len(self._all_lengths))
-        known = sorted({*masks, EVERYTHING, DEFAULT_SPLIT})
+        known = sorted(self.splits)
         if split not in known:
             raise ValueError(f"{self.path}: no split '{split}'; {did_you_mean(split, known)}")
-        chosen = np.array(masks[split], np.int64) if split in masks else everything
+        chosen = self.splits[split]
         if not self._all_lengths[chosen].sum():
             raise ValueError(f"{self.path}: split '{split}' is empty; choose one of {', '.join(known)}")
         return chosen
@@ -210,7 +226,7 @@ class _Facts(Mapping[str, Any]):
     """Facts known at once, and attributes that are read only when asked for (a simulator's scene is long)."""
 
     def __init__(self, own: dict[str, Any], read: Callable[[], dict[str, Any]]):
-        self._own, self._read = own, read
+        self._own, self._read = own, cache(read)
 
     def __getitem__(self, key: str) -> Any:
         return self._own[key] if key in self._own else _plain(self._read()[key])

@@ -21,6 +21,7 @@ from vla_adapt.types import slot_group_of
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:1.5em auto;padding:0 1em;color:#222}
 h1{font-size:1.3em;margin:.2em 0}h2{font-size:1.1em;margin:1.6em 0 .4em;border-bottom:1px solid #ddd}
+#changes{margin:-.4em 0 .6em}#changes a{color:#036}
 small{color:#666}.bad{color:#b00}blockquote{font-size:1.25em;margin:.3em 0 .6em;color:#036}
 #player{position:sticky;top:0;background:#fff;padding:.4em 0 .6em;border-bottom:1px solid #ddd;z-index:1}
 #frames{display:flex;gap:.6em;flex-wrap:wrap}#frames div{text-align:center}
@@ -51,6 +52,8 @@ function show(t){
   slider.value=t;
   $("#where").textContent=`step ${t} of ${D.steps-1}   ${(t/D.rate_hz).toFixed(2)} s`;
   for(const [camera,uris] of Object.entries(D.frames)) images[camera].src=uris[Math.floor(t/D.stride)]||"";
+  const told=D.words.filter(([step])=>step<=t).pop();
+  if(told)$("#words").textContent=told[1]||"no instruction";
   const x=D.width*t/Math.max(D.steps-1,1);
   for(const f of figures){
     const c=f.querySelector(".cursor");c.setAttribute("x1",x);c.setAttribute("x2",x);
@@ -65,6 +68,8 @@ for(const f of figures){
   svg.addEventListener("pointerdown",e=>{svg.setPointerCapture(e.pointerId);go(e)});
   svg.addEventListener("pointermove",e=>{if(e.buttons)go(e)});
 }
+for(const a of document.querySelectorAll("#changes a"))
+  a.addEventListener("click",e=>{e.preventDefault();show(+a.dataset.step)});
 let timer=null;
 $("#play").addEventListener("click",()=>{
   if(timer){clearInterval(timer);timer=null}
@@ -113,15 +118,16 @@ def page(dataset: EpisodeDataset, number: int, episode: Episode, frames: Thumbna
     curves = [curve for row in rows for curve in row if curve is not None]
     data = {
         "steps": len(episode), "rate_hz": rate_hz, "stride": frames.stride, "width": WIDTH,
-        "frames": frames.uris, "curves": [_numbers(curve.values) for curve in curves],
+        "frames": frames.uris, "words": _words(episode),
+        "curves": [_numbers(curve.values) for curve in curves],
     }  # fmt: skip
-    instruction = html.escape(episode.instruction) or "<span class=bad>no instruction</span>"
     title = f"{dataset.name}: episode {number}"
     return "\n".join([
         f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{html.escape(title)} <small>{html.escape(episode.episode_id)}, "
         f"{html.escape(robot.title)}</small></h1>",
-        f"<blockquote>{instruction}</blockquote>",
+        f"<blockquote id=words>{_told(episode.instruction)}</blockquote>",
+        _changes(episode),
         *(f"<p class=bad>{html.escape(problem)}</p>" for problem in frames.problems[:5]),
         _player(episode, frames),
         _grid(rows),
@@ -159,6 +165,25 @@ def _curves(track: Track, closed: Mapping[str, np.ndarray]) -> dict[int, Curve]:
     return found
 
 
+def _words(episode: Episode) -> list[tuple[int, str]]:
+    """(first step, instruction) of each stretch of steps."""
+    return [(0, episode.instruction), *episode.instruction_changes]
+
+
+def _told(text: str) -> str:
+    return html.escape(text) or "<span class=bad>no instruction</span>"
+
+
+def _changes(episode: Episode) -> str:
+    """Where which instruction begins, and marks there for the slider; nothing where it never changes."""
+    if not episode.instruction_changes:
+        return ""
+    words = _words(episode)
+    marks = "".join(f"<option value={step}>" for step, _ in words)
+    places = "; ".join(f'<a href="#" data-step={step}>step {step}</a>: {_told(text)}' for step, text in words)
+    return f"<p id=changes>{places}</p><datalist id=marks>{marks}</datalist>"
+
+
 def _player(episode: Episode, frames: Thumbnails) -> str:
     images = "".join(
         f'<div><img data-camera="{html.escape(camera)}" alt=""><small>{html.escape(camera)}</small></div>'
@@ -166,7 +191,7 @@ def _player(episode: Episode, frames: Thumbnails) -> str:
     )
     return (
         f"<div id=player><div id=frames>{images or '<small>no cameras</small>'}</div><div id=bar><button "
-        f"id=play>play</button><input id=step type=range min=0 max={max(len(episode) - 1, 0)} "
+        f"id=play>play</button><input id=step type=range list=marks min=0 max={max(len(episode) - 1, 0)} "
         "value=0><output id=where></output></div></div>"
     )
 

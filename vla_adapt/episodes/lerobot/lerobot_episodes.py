@@ -11,6 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float64, Int64
 
 from vla_adapt.episodes.lerobot.parquet_columns import open_parquet, read_table
+from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 
 # Columns in which we store the facts of an episode that LeRobot has no place for.
 METADATA_COLUMN = "metadata/"
@@ -46,6 +47,19 @@ class EpisodeTable:
         """The episode's instructions in words."""
         tasks = self._table["tasks"][episode].as_py() if self.has("tasks") else None
         return [tasks] if isinstance(tasks, str) else list(tasks or [])
+
+    @property
+    def leaves(self) -> dict[str, LeafSpec]:
+        """Dtypes of the facts that are numbers or lists of them."""
+        leaves: dict[str, LeafSpec] = {}
+        for column in self._table.schema:
+            kind = column.type
+            while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+                kind = kind.value_type
+            if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+                name = column.name.removeprefix(METADATA_COLUMN)
+                leaves[name] = LeafSpec(Kind.NUMBER, (), np.dtype(kind.to_pandas_dtype()).name)
+        return leaves
 
     def facts(self, episode: int) -> dict[str, Any]:
         """episode_index, length, tasks and whatever else is recorded, without where the files lie."""

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt32
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.episodes.rlds.tfrecord import crc32c
 from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable, publish
+from vla_adapt.progress_bar import progress_bar
 
 # Stored bytes of (field, episode, step).
 Encoded = Callable[[str, int, int], bytes | None]
-_PROGRESS_IMAGES = 20_000
 
 
 def image_crcs(
@@ -65,22 +63,12 @@ def image_crcs(
 
 def _build(into: Path, fields: Sequence[str], lengths: Int64[np.ndarray, " E"], encoded: Encoded) -> None:
     total = int(lengths.sum()) * len(fields)
-    bar = Progress(
-        TextColumn("checksums of images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=total < _PROGRESS_IMAGES,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("", total=total)
+    with progress_bar("checksums", total, "images") as bar:
         for number, field in enumerate(fields):
             crcs: list[int] = []
             for episode, length in enumerate(lengths.tolist()):
                 crcs += [crc32c(encoded(field, episode, step) or b"") for step in range(length)]
-                bar.update(task, advance=length)
+                bar.advance(length)
             np.save(into / f"{number:03d}.npy", np.array(crcs, np.uint32))
 
 

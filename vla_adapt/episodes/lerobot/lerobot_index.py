@@ -17,19 +17,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_adapt.episodes.lerobot.lerobot_meta import LeRobotFolder
 from vla_adapt.episodes.lerobot.parquet_columns import numbers, open_parquet, read_batches
 from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable, publish
 from vla_adapt.episodes.storage.damage import OnError, check_on_error
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
+from vla_adapt.progress_bar import progress_bar
 
 FORMAT = 2
 # A step's numbers are copied into the index up to this many; wider ones stay in the parquet files.
 MAX_INDEXED_NUMBERS = 64
-_PROGRESS_FILES = 200
-_PROGRESS_ROWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -100,17 +98,9 @@ def _build(folder: LeRobotFolder, into: Path, on_error: OnError) -> None:
         filling.arrays[name] = np.lib.format.open_memmap(
             into / files[name], mode="w+", dtype=dtype, shape=(steps, *shape)
         )
-    bar = Progress(
-        TextColumn("reading {task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("files"),
-        TimeRemainingColumn(),
-        disable=len(folder.data_files) < _PROGRESS_FILES and steps < _PROGRESS_ROWS,
-        transient=True,
-    )
-    with bar:
-        for number in bar.track(range(len(folder.data_files)), description=folder.name):
+    with progress_bar(f"indexing {folder.name}", steps, "steps") as bar:
+        for number, file in enumerate(folder.data_files):
+            bar.note, bar.done = file.name, filling.row
             end = filling.row + int(folder.lengths[folder.data_file == number].sum())
             try:
                 _read_file(folder, number, filling)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vla_adapt.episodes.rlds.tfrecord import crc32c
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.storage.image_codec import decode_image
+from vla_adapt.episodes.storage.text_runs import Runs, every_step, runs_of_numbers
 
 LEROBOT_REMEDY = (
     "name its robot (embodiment=...) if its fields have LeRobot's usual names (action, observation.state, "
@@ -112,9 +114,17 @@ class LeRobotStore:
             return np.array(indexed[rows])
         if field in STANDARD:
             return self._derived(field, number)
-        file, first = self._place(number)
-        column = self._parquet.slice(file, field, first, rows.stop - rows.start)
-        return numbers(column, self.fields[field], f"{file}: column '{field}' of episode {number}")
+        return self._stored(field, number)
+
+    def exact_dtype(self, field: str) -> np.dtype:
+        """Of a number field as declared; `numbers` gives 64-bit floats as 32-bit ones."""
+        return np.dtype(self.fields[field].dtype)
+
+    def exact_numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
+        """`numbers` in `exact_dtype`."""
+        if self.fields[field].dtype != "float64":
+            return self.numbers(field, episode)
+        return self._stored(field, int(self._episodes[episode]), exact=True)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
         """A number field of all steps of all episodes; a memory map unless the field is wide."""
@@ -168,34 +178,52 @@ class LeRobotStore:
 
     def texts(self, field: str, episode: int) -> Sequence[str]:
         """A text field of all steps of an episode; "task" is the instruction."""
+        return every_step(self.text_runs(field, episode), int(self._lengths[episode]))
+
+    def text_runs(self, field: str, episode: int) -> Runs:
+        """(first step, text) of each stretch of steps of an episode with one text."""
         number = int(self._episodes[episode])
-        rows = self._rows(number)
-        if field in self._index.arrays:
-            table = self._index.strings[field]
-            return [table[i] for i in self._index.arrays[field][rows]]
-        return self._tasks(number, rows)
+        numbers = self._index.arrays.get(field)
+        if numbers is not None:
+            return runs_of_numbers(numbers[self._rows(number)], self._index.strings[field].__getitem__)
+        return self._task_runs(number)
 
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """episode_index, length, tasks, and what else the dataset records of an episode."""
         return self._folder.episodes.facts(int(self._episodes[episode]))
 
-    def _tasks(self, number: int, rows: slice) -> list[str]:
-        """Instruction of each step, by its task_index or, without that column, the episode's only task."""
+    @property
+    def fact_leaves(self) -> Mapping[str, LeafSpec]:
+        """What is known of the kinds of `metadata`."""
+        return self._folder.episodes.leaves
+
+    def _stored(self, field: str, number: int, exact: bool = False) -> Shaped[np.ndarray, "T ..."]:
+        """A number field from the parquet file."""
+        leaf, steps = self.fields[field], int(self._folder.lengths[number])
+        if not steps:
+            return np.zeros((0, *leaf.shape), leaf.dtype if exact or leaf.dtype != "float64" else "float32")
+        file, first = self._place(number)
+        column = self._parquet.slice(file, field, first, steps)
+        return numbers(column, leaf, f"{file}: column '{field}' of episode {number}", exact)
+
+    def _task_runs(self, number: int) -> Runs:
+        """Instructions by the steps' task_index or, without that column, the episode's only task."""
         indices = self._index.arrays.get("task_index")
-        if indices is None:
-            tasks = self._folder.episodes.tasks(number)
-            if len(tasks) != 1:
-                raise ValueError(
-                    f"{self.path}: episode {number} has {len(tasks)} tasks and no column 'task_index' to "
-                    "tell its steps apart; repair the dataset with lerobot"
-                )
-            return tasks * (rows.stop - rows.start)
-        texts = []
-        for step, index in enumerate(indices[rows].tolist()):
-            if index not in self._folder.tasks:
-                raise ValueError(f"{self.path}: episode {number} step {step}: no task {index} in meta/tasks")
-            texts.append(self._folder.tasks[index])
-        return texts
+        if indices is not None:
+            return runs_of_numbers(indices[self._rows(number)], partial(self._task, number))
+        tasks = self._folder.episodes.tasks(number)
+        if len(tasks) != 1:
+            raise ValueError(
+                f"{self.path}: episode {number} has {len(tasks)} tasks and no column 'task_index' to "
+                "tell its steps apart; repair the dataset with lerobot"
+            )
+        return ((0, tasks[0]),)
+
+    def _task(self, number: int, index: int) -> str:
+        if index not in self._folder.tasks:
+            step = int(np.argmax(self._index.arrays["task_index"][self._rows(number)] == index))
+            raise ValueError(f"{self.path}: episode {number} step {step}: no task {index} in meta/tasks")
+        return self._folder.tasks[index]
 
     def _derived(self, field: str, number: int) -> Shaped[np.ndarray, " T"]:
         """A standard column that the files lack."""
@@ -205,7 +233,8 @@ class LeRobotStore:
             return (steps / self._folder.rate_hz).astype(np.float32)
         if field == "task_index":
             numbers_of = {text: i for i, text in self._folder.tasks.items()}
-            return np.array([numbers_of.get(text, -1) for text in self._tasks(number, rows)], np.int64)
+            texts = every_step(self._task_runs(number), len(steps))
+            return np.array([numbers_of.get(text, -1) for text in texts], np.int64)
         starts = {"frame_index": 0, "index": rows.start}
         return np.full(len(steps), number) if field == "episode_index" else steps + starts[field]
 
@@ -261,6 +290,16 @@ def open_lerobot(
     if verify_images:
         store.verify_images(cache_dir)
     return store
+
+
+def lerobot_splits(path: Path) -> tuple[dict[str, range], int]:
+    """Every split -> its episodes' numbers, and how many episodes the dataset has.
+
+    Raises:
+        ValueError: as `LeRobotFolder.read`.
+    """
+    folder = LeRobotFolder.read(path)
+    return folder.splits, len(folder.lengths)
 
 
 def _lost(

@@ -72,7 +72,7 @@ def _as_lerobot(data: EpisodeData, embodiment: Embodiment) -> LeRobotEpisode:
             raise ValueError(f"extra '{key}' has the name of the state; rename it")
         numbers[name] = np.asarray(values)
     return LeRobotEpisode(
-        tasks=[data.instruction] * len(data),
+        tasks=data.step_instructions,
         numbers=numbers,
         images={f"{CAMERA}{camera}": list(images) for camera, images in data.images.items()},
         facts=dict(data.metadata),

@@ -77,8 +77,10 @@ class LeRobotWriter:
         rate_hz: frames per second.
         images: "image": JPEG and PNG bytes are kept as they are, arrays become PNG (lossless). "video": mp4,
             smaller and lossy.
-        split: name of the only split.
+        split: of episodes that are added without one.
         overwrite: replace an existing dataset.
+        lasting_name: by which held-out episodes are chosen (see `stable_name`); default the folder's name.
+        fact_examples: a value of each fact that some episode lacks, for its type.
 
     Features, shapes and dtypes are taken from the first episode; every other episode must agree.
     """
@@ -92,10 +94,14 @@ class LeRobotWriter:
         images: ImageStorage = "video",
         split: str = "train",
         overwrite: bool = False,
+        lasting_name: str | None = None,
+        fact_examples: Mapping[str, Any] | None = None,
     ):
         self.path = Path(folder)
         self.embodiment, self.entry, self.split = embodiment, entry, split
-        self.rate_hz = float(rate_hz)
+        self.lasting_name = self.path.resolve().name if lasting_name is None else lasting_name
+        self.rate_hz, self._fact_examples = float(rate_hz), fact_examples or {}
+        self._splits: dict[str, int] = {}
         self._images: ImageStorage = images
         self._aside = FolderAside(self.path, overwrite)
         root = self._aside.path
@@ -112,15 +118,16 @@ class LeRobotWriter:
     def __enter__(self) -> LeRobotWriter:
         return self
 
-    def add(self, episode: LeRobotEpisode) -> None:
-        """Append one episode.
+    def add(self, episode: LeRobotEpisode, split: str | None = None) -> None:
+        """Append one episode, to `split` (default the writer's); one split's episodes follow one another.
 
         Raises:
             ValueError: lengths that disagree, features unlike the first episode's, an image that does not
-                decode; names the episode and the feature.
+                decode; names the episode and the feature. Or another split was begun meanwhile.
         """
         where = f"{self.path}: episode {self.episodes}"
         self._check(episode, where)
+        self._begin(split or self.split, where)
         steps = len(episode.tasks)
         row: dict[str, Any] = {
             "episode_index": self.episodes,
@@ -187,6 +194,15 @@ class LeRobotWriter:
                     f"{wanted or 'missing'}; all episodes need the same features and shapes"
                 )
 
+    def _begin(self, split: str, where: str) -> None:
+        """Count the episode about to be written to its split."""
+        if split in self._splits and split != list(self._splits)[-1]:
+            raise ValueError(
+                f"{where}: split '{split}' was left for '{list(self._splits)[-1]}'; LeRobot's splits are "
+                "stretches of episodes, add those of one after another"
+            )
+        self._splits[split] = self.episodes + 1
+
     def _image_leaf(self, picture: Picture) -> LeafSpec:
         leaf = LeafSpec(Kind.IMAGE, _pixels(picture).shape, "uint8")
         return replace(leaf, encoding=VIDEO) if self._images == "video" else leaf
@@ -234,7 +250,7 @@ class LeRobotWriter:
         for row in self._rows:
             row |= _place_columns("meta/episodes", self._episodes.next_file)
         try:
-            table = pa.Table.from_pylist(self._rows, schema=self._schema)
+            table = pa.Table.from_pylist(self._rows, schema=self._schema or self._row_schema())
         except (pa.ArrowException, TypeError) as error:
             first, last = self._rows[0]["episode_index"], self._rows[-1]["episode_index"]
             raise ValueError(
@@ -243,6 +259,15 @@ class LeRobotWriter:
         self._schema = table.schema
         self._episodes.write(table)
         self._rows.clear()
+
+    def _row_schema(self) -> pa.Schema:
+        """Of rows of `meta/episodes`, as the first ones have it; for facts that those lack, by examples."""
+        schema = pa.Table.from_pylist(self._rows).schema
+        for fact, value in self._fact_examples.items():
+            place = schema.get_field_index(f"{METADATA_COLUMN}{fact}")
+            if place >= 0 and pa.types.is_null(schema.field(place).type):
+                schema = schema.set(place, pa.field(schema.field(place).name, pa.array([value]).type))
+        return schema
 
     def _finish(self) -> None:
         if not self.episodes:
@@ -257,8 +282,13 @@ class LeRobotWriter:
         statistics |= {name: as_image_summary(statistics[name]) for name in pictures}
         save_json(meta / "stats.json", stats_json(statistics))
         pq.write_table(tasks_table(list(self._tasks)), meta / "tasks.parquet")
-        sidecar = Sidecar(entry=self.entry, embodiment_yaml=self.embodiment.to_text())
+        sidecar = Sidecar(name=self.lasting_name, entry=self.entry, embodiment_yaml=self.embodiment.to_text())
         (self._aside.path / SIDECAR).write_text(sidecar.model_dump_json(indent=2), encoding="utf-8")
+
+    def _stretches(self) -> list[str]:
+        """ "first:end" of each split."""
+        ends = list(self._splits.values())
+        return [f"{first}:{end}" for first, end in zip([0, *ends], ends, strict=False)]
 
     def _info(self) -> dict[str, Any]:
         rate = int(self.rate_hz) if self.rate_hz.is_integer() else self.rate_hz
@@ -273,7 +303,7 @@ class LeRobotWriter:
             "data_files_size_in_mb": DATA_MB,
             "video_files_size_in_mb": VIDEO_MB,
             "fps": rate,
-            "splits": {self.split: f"0:{self.episodes}"},
+            "splits": dict(zip(self._splits, self._stretches(), strict=True)),
             "data_path": f"data/{_PATH}.parquet",
             "video_path": f"videos/{{video_key}}/{_PATH}.mp4" if codecs else None,
             "features": {

@@ -57,8 +57,8 @@ def read_batches(file: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
         raise ValueError(f"{file}: not a readable parquet file ({_line(error)}); {_REMEDY}") from None
 
 
-def numbers(column: pa.Array, leaf: LeafSpec, where: str) -> Shaped[np.ndarray, "N ..."]:
-    """A column as [rows, *shape] of the leaf's dtype (float64 as float32).
+def numbers(column: pa.Array, leaf: LeafSpec, where: str, exact: bool = False) -> Shaped[np.ndarray, "N ..."]:
+    """A column as [rows, *shape] of the leaf's dtype (float64 as float32, unless `exact`).
 
     Raises:
         ValueError: empty values, another kind of number or another size than the leaf says; names `where`.
@@ -70,7 +70,7 @@ def numbers(column: pa.Array, leaf: LeafSpec, where: str) -> Shaped[np.ndarray, 
     if not any(check(flat.type) for check in _NUMBERS):
         raise ValueError(f"{where} holds {column.type}, info.json says {leaf}")
     values = flat.to_numpy(zero_copy_only=False)
-    dtype = np.dtype("float32" if leaf.dtype == "float64" else leaf.dtype)
+    dtype = np.dtype("float32" if leaf.dtype == "float64" and not exact else leaf.dtype)
     if dtype.kind != "f" and values.dtype.kind == "f":
         raise ValueError(f"{where} holds {column.type}, info.json says {leaf}")
     if values.size != rows * int(np.prod(leaf.shape)):

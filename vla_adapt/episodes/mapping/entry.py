@@ -251,11 +251,15 @@ class DatasetEntry(_Strict):
 
 
 class Sidecar(BaseModel):
-    """Content of `vla_adapt.json`: the entry and the embodiment text at the time of recording."""
+    """Content of `vla_adapt.json`: the entry and the embodiment text at the time of recording.
+
+    `name` is the dataset's lasting name, "" if it has none; None: what its format says (see `stable_name`).
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = 1
+    name: str | None = None
     entry: DatasetEntry
     embodiment_yaml: str
 

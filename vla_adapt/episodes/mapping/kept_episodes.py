@@ -12,19 +12,20 @@ from jaxtyping import Int64, Shaped
 
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
 from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.text_runs import Runs, runs_reader
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
-    """What a store says that may leave episodes out.
-
-    Attributes:
-        skipped: file, record and reason of each damage.
-        ordinals: number of each episode among all recorded ones.
-    """
+    """A store that may leave episodes out; `skipped` is file, record and reason of each damage."""
 
     @property
     def skipped(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """A store that knows the number of each episode among all recorded ones (HDF5 has names instead)."""
 
     @property
     def ordinals(self) -> Int64[np.ndarray, " E"]: ...
@@ -38,7 +39,7 @@ class KeptEpisodes:
         self.split: str = store.split
         self.path: Path = store.path
         self.fields: Mapping[str, LeafSpec] = store.fields
-        self.skipped = [*(store.skipped if isinstance(store, LeavesOut) else ()), *reasons]
+        self.skipped = [*left_out(store), *reasons]
         self._store, self._kept = store, kept
 
     @property
@@ -77,6 +78,9 @@ class KeptEpisodes:
     def texts(self, field: str, episode: int) -> Sequence[str]:
         return self._store.texts(field, int(self._kept[episode]))
 
+    def text_runs(self, field: str, episode: int) -> Runs:
+        return runs_reader(self._store)(field, int(self._kept[episode]))
+
     def locate(self, episode: int) -> str:
         return self._store.locate(int(self._kept[episode]))
 
@@ -84,6 +88,11 @@ class KeptEpisodes:
         return self._store.metadata(int(self._kept[episode]))
 
 
+def left_out(store: StoredEpisodes) -> list[str]:
+    """What a store left out, one line each."""
+    return list(store.skipped) if isinstance(store, LeavesOut) else []
+
+
 def recorded_numbers(store: StoredEpisodes) -> Int64[np.ndarray, " E"]:
     """Number of each episode of `store` among all recorded ones: the same whatever was left out."""
-    return store.ordinals if isinstance(store, LeavesOut) else np.arange(len(store.lengths))
+    return store.ordinals if isinstance(store, Numbered) else np.arange(len(store.lengths))

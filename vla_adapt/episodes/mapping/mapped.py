@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -13,15 +14,18 @@ from jaxtyping import Float, Int64, Shaped
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.mapping.computed import find_function
 from vla_adapt.episodes.mapping.entry import DatasetEntry
-from vla_adapt.episodes.mapping.entry_fields import METADATA, check_entry, is_character_codes, number_widths
+from vla_adapt.episodes.mapping.entry_fields import METADATA, check_entry, number_widths
 from vla_adapt.episodes.mapping.image_quirks import undo_quirks
-from vla_adapt.episodes.mapping.kept_episodes import KeptEpisodes, LeavesOut, recorded_numbers
+from vla_adapt.episodes.mapping.instruction_reader import InstructionReader, kept_runs
+from vla_adapt.episodes.mapping.kept_episodes import KeptEpisodes, left_out, recorded_numbers
 from vla_adapt.episodes.mapping.native_vector import NativeVector, Numbers
+from vla_adapt.episodes.mapping.stable_name import StableName, stable_name
 from vla_adapt.episodes.mapping.transforms import Motion, find_transforms
 from vla_adapt.episodes.source import Episode, Observations, PendingImage
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import Kind
 from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.text_runs import Runs, every_step
 
 
 class MappedDataset:
@@ -35,10 +39,13 @@ class MappedDataset:
         on_error: what to do about episodes that have any: refuse the dataset, or leave them out, say so in
             one warning and list them in `skipped`. With "skip" and `check` an image that cannot be read does
             not end a run: the nearest earlier (else later) one of its episode stands in, told by a warning
-            and listed once (in the process that met it).
+            on standard error.
+        lasting_name: of the dataset, "" if it has none; default the store's name. See `stable_name`.
 
     Attributes:
-        skipped: what was left out, by the store or for NaN, or stood in for: where and why.
+        name: the lasting one, or the store's.
+        skipped: what was left out, by the store or for NaN: where and why. Also what this very process stood
+            in for; workers of a DataLoader warn of theirs (once each) and keep their own lists.
 
     Raises:
         ValueError: a field the entry names is missing (lists what exists) or of the wrong kind or width; NaN.
@@ -51,8 +58,10 @@ class MappedDataset:
         embodiment: Embodiment,
         check: bool = True,
         on_error: OnError = "error",
+        lasting_name: str | None = None,
     ):
-        self.name, self.split, self.path = store.name, store.split, store.path
+        self.lasting_name = store.name if lasting_name is None else lasting_name
+        self.name, self.split, self.path = self.lasting_name or store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
         self._stands_in = check and on_error == "skip"
         self.store = store
@@ -71,8 +80,9 @@ class MappedDataset:
             self._leave_out_non_finite()
         elif check:
             self.check_finite()
-        self.skipped = list(self.store.skipped) if isinstance(self.store, LeavesOut) else []
+        self.skipped = left_out(self.store)
         self._fetch_stored = fetcher(self.store)
+        self._instructions = InstructionReader(self.store, entry)
         self._lengths = np.maximum(self.store.lengths - self._dropped, 0)
         self._lengths.setflags(write=False)
 
@@ -119,20 +129,29 @@ class MappedDataset:
             return f"{self.split}/{self._recorded[index]}"
         return str(self.store.metadata(index)[self.entry.episode_id.removeprefix(METADATA)])
 
+    def stable_name(self, index: int) -> StableName:
+        """Names of dataset and episode that copies, renamed folders and conversions keep."""
+        return stable_name(self.lasting_name, self.episode_id(index), int(self.store.lengths[index]))
+
+    def recorded_motion(self, index: int) -> bytes:
+        """The stored numbers of an episode that its action and state are made of."""
+        return b"".join(self.store.numbers(field, index).tobytes() for field in self.entry.number_fields)
+
     def instruction(self, index: int) -> str:
         """Task of an episode in words, as of its first kept step; "" when the entry names no field."""
-        entry = self.entry
-        if entry.instruction_text is not None:
-            return entry.instruction_text
-        if not entry.instruction:
-            return ""
-        if entry.instruction not in self.store.fields:
-            return str(self.store.metadata(index)[entry.instruction.removeprefix(METADATA)])
-        first = min(self._drop_first, int(self.store.lengths[index]) - 1)
-        if is_character_codes(self.store, entry.instruction):
-            codes = self.store.numbers(entry.instruction, index)[first]
-            return "".join(chr(code) for code in codes[: _length_of_text(codes)])
-        return self.store.texts(entry.instruction, index)[first]
+        return next((text for _, text in self._instruction_runs(index)), "")
+
+    def instructions(self, index: int) -> tuple[str, ...]:
+        """The different instructions of an episode's kept steps, each once, in order."""
+        return tuple(dict.fromkeys(text for _, text in self._instruction_runs(index)))
+
+    def recorded_instructions(self, index: int) -> list[str]:
+        """The instruction of each recorded step, those that the entry's transforms drop included."""
+        return every_step(self._instructions.runs(index), int(self.store.lengths[index]))
+
+    def _instruction_runs(self, index: int) -> Runs:
+        runs = self._instructions.runs(index)
+        return runs if len(runs) < 2 else kept_runs(runs, self._drop_first, int(self._lengths[index]))
 
     def metadata(self, index: int) -> Mapping[str, Any]:
         """Facts about an episode as a whole."""
@@ -140,12 +159,11 @@ class MappedDataset:
 
     def motion(self, index: int) -> Motion:
         """Native action and state of an episode after the entry's transforms, float32."""
+        if not self._lengths[index]:
+            nothing = [np.zeros((0, vector.width), np.float32) for vector in (self._action, self._state)]
+            return Motion(nothing[0], nothing[1] if self._state.fields else None)
         numbers = self._numbers(index)
-        action = self._action.read(numbers)
-        motion = Motion(action, self._state.read(numbers) if self._state.fields else None)
-        if len(action) <= self._dropped:
-            keep = slice(0, 0)
-            return Motion(action[keep], None if motion.state is None else motion.state[keep])
+        motion = Motion(self._action.read(numbers), self._state.read(numbers) if self._state.fields else None)
         for transform in self._transforms:
             motion = transform.apply(motion, self.embodiment)
         return motion
@@ -185,7 +203,7 @@ class MappedDataset:
         values = self.store.column(field)
         if values.dtype.kind != "f":
             return
-        values = values.reshape(len(values), -1)
+        values = values.reshape(len(values), math.prod(values.shape[1:]))
         bad = ~np.isfinite(values if columns is None else values[:, columns]).all(axis=1)
         if not bad.any():
             return
@@ -217,9 +235,11 @@ class MappedDataset:
         return numbers
 
     def _shown(self, index: int) -> dict[str, Any]:
+        runs = self._instruction_runs(index) or ((0, ""),)
         return {
             "episode_id": self.episode_id(index),
-            "instruction": self.instruction(index),
+            "instruction": runs[0][1],
+            "instruction_changes": runs[1:],
             "cameras": tuple(self.entry.cameras),
             "extra_keys": tuple(self.entry.extra),
             "read_image": partial(self._image, index),
@@ -281,9 +301,3 @@ class MappedDataset:
         else:
             values = self.store.numbers(depth.field, index)[step]
         return values.reshape(values.shape[:2]).astype(np.float32) * np.float32(depth.scale)
-
-
-def _length_of_text(codes: Shaped[np.ndarray, " N"]) -> int:
-    """Up to the first 0."""
-    ends = np.flatnonzero(codes == 0)
-    return int(ends[0]) if len(ends) else len(codes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -54,6 +55,11 @@ class NativeVector:
             self._check_width(widths)
 
     @property
+    def width(self) -> int:
+        """Numbers per step."""
+        return sum(component.native_size for component in self._components)
+
+    @property
     def recorded(self) -> bool:
         """Whether the dataset records any of it."""
         return bool(self.fields)
@@ -89,11 +95,10 @@ class NativeVector:
 
     def _check_width(self, widths: Mapping[str, int]) -> None:
         got = sum(widths[field] for field in self.fields)
-        wanted = sum(component.native_size for component in self._components)
-        if got != wanted:
+        if got != self.width:
             raise ValueError(
                 f"{self._where} ({' + '.join(self.fields)}) has width {got}, embodiment {self._robot} wants "
-                f"{wanted}; choose another embodiment or other fields"
+                f"{self.width}; choose another embodiment or other fields"
             )
 
     def _check_components(self, spec: dict[str, tuple[Source, ...]], widths: Mapping[str, int]) -> None:
@@ -243,4 +248,4 @@ def _neutral(component: Component) -> Float[np.ndarray, " F"]:
 
 
 def _flat(values: Shaped[np.ndarray, "T ..."]) -> Shaped[np.ndarray, "T F"]:
-    return values.reshape(len(values), -1)
+    return values.reshape(len(values), math.prod(values.shape[1:]))  # not -1: there may be no steps

@@ -12,18 +12,14 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from vla_adapt.actions.normalize import Statistics
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.measuring.motion_summary import MotionSummary, Piece, pieces, summaries
 from vla_adapt.episodes.measuring.statistics_cache import SummaryCache
 from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.progress_bar import progress_bar
 from vla_adapt.types import Layout
-
-_PROGRESS_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -103,17 +99,12 @@ def _followed(
 ) -> Generator[MotionSummary]:
     """`summaries` with a progress bar."""
     total = sum(piece.steps for piece in cut)
-    bar = Progress(
-        TextColumn("measuring {task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} steps"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=total < _PROGRESS_STEPS,
-        transient=True,
-    )
-    with bar, closing(summaries(datasets, cut, layout, workers)) as parts:
-        task = bar.add_task("", total=total)
+    with (
+        progress_bar("measuring", total, "steps") as bar,
+        closing(summaries(datasets, cut, layout, workers)) as parts,
+    ):
+        bar.note = datasets[cut[0].dataset].name if cut else ""
         for piece, part in zip(cut, parts, strict=True):
-            bar.update(task, advance=piece.steps, description=datasets[piece.dataset].name)
+            bar.advance(piece.steps)
+            bar.note = datasets[piece.dataset].name
             yield part

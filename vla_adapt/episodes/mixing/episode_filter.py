@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from rich.progress import track
 
 from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.progress_bar import progress_bar
 from vla_adapt.suggest import did_you_mean
-
-# From so many episodes on a filter that reads texts may take seconds and shows a bar.
-BAR_FROM = 20_000
 
 
 class EpisodeFilter(BaseModel):
@@ -26,9 +23,10 @@ class EpisodeFilter(BaseModel):
 
     Attributes:
         min_steps, max_steps: length after the entry's transforms, both included.
-        instruction: regular expression (Python's) that must occur in the instruction.
-        not_instruction: one that must not.
-        has_instruction: leave out episodes whose instruction is empty.
+        instruction: regular expression (Python's) that must occur in the instruction, or in one of them where
+            it changes within the episode.
+        not_instruction: one that must occur in none.
+        has_instruction: leave out episodes whose instruction is empty, if only at some steps.
         metadata: episode-level field -> the value, or list of values, it must have ({success: true}).
         ids: only these episodes, by name; or a text file with one name a line. All must be there.
         not_ids: all but these.
@@ -137,23 +135,27 @@ def _by_facts(
     if not reads_text and not wanted.metadata:
         return np.asarray(index, np.int64)
     kept = []
-    for i in track(index.tolist(), f"filtering {dataset.name}", disable=len(index) < BAR_FROM):
-        reason = _reason_of_text(episode_facts.instruction(dataset, i), wanted) if reads_text else None
-        reason = reason or _reason_of_metadata(dataset, i, wanted)
-        if reason:
-            gone[reason] += 1
-        else:
-            kept.append(i)
+    with progress_bar(f"filtering {dataset.name}", len(index), "episodes") as bar:
+        for i in index.tolist():
+            reason = _reason_of_text(episode_facts.instructions(dataset, i), wanted) if reads_text else None
+            reason = reason or _reason_of_metadata(dataset, i, wanted)
+            if reason:
+                gone[reason] += 1
+            else:
+                kept.append(i)
+            bar.advance()
     return np.asarray(kept, np.int64)
 
 
-def _reason_of_text(text: str, wanted: EpisodeFilter) -> str | None:
-    if wanted.has_instruction and not text.strip():
+def _reason_of_text(texts: Sequence[str], wanted: EpisodeFilter) -> str | None:
+    if wanted.has_instruction and not (texts and all(text.strip() for text in texts)):
         return "has_instruction"
-    if wanted.instruction is not None and not re.search(wanted.instruction, text):
-        return "instruction"
-    if wanted.not_instruction is not None and re.search(wanted.not_instruction, text):
-        return "not_instruction"
+    for reason, pattern, must in (
+        ("instruction", wanted.instruction, True),
+        ("not_instruction", wanted.not_instruction, False),
+    ):
+        if pattern is not None and any(re.search(pattern, text) for text in texts) != must:
+            return reason
     return None
 
 

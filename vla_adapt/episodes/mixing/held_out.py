@@ -1,4 +1,4 @@
-"""Which episodes are held out: by a hash of the episode's own name, the same on every machine."""
+"""Which episodes are held out: by a hash of the episode's own name, the same wherever the data lies."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def is_held_out(dataset: str, episode_id: str, fraction: float) -> bool:
     fraction holds out every larger fraction holds out too.
 
     Args:
-        dataset: name of the dataset.
-        episode_id: the episode's stable name in it.
+        dataset: lasting name of the dataset (`stable_name.StableName`).
+        episode_id: the episode's lasting name in it.
         fraction: 0 none .. 1 all.
     """
     digest = hashlib.sha256(f"{dataset}\n{episode_id}".encode()).digest()

@@ -34,6 +34,8 @@ from vla_adapt.types import Layout
 
 # Episodes at hand in a process, in bytes: their motion, and about this much for all else of one.
 KEPT_BYTES, EPISODE_BYTES = 8 << 20, 2048
+# Episodes of a dataset, evenly spread, whose recorded motion is part of a mixture's fingerprint.
+PROBED_EPISODES = 16
 
 
 class Sample(NamedTuple):
@@ -99,6 +101,7 @@ class Mixture:
                 raise ValueError(f"{dataset.name}: no steps to draw from; leave it out of the mixture")
         self._check_cameras()
         episode_facts.by_robot(self.datasets)
+        self._identities: list[bytes | None] = [None] * len(self.datasets)
         robots = [dataset.embodiment for dataset in self.datasets]
         self.action_unifiers = [ActionUnifier(robot, layout) for robot in robots]
         self.proprio_unifiers = [
@@ -123,15 +126,27 @@ class Mixture:
     def fingerprint(self) -> str:
         """16 hexadecimal digits; mixtures that draw the same samples have the same.
 
-        It covers seed, shares and order, and name, lengths and episode weights of every dataset.
+        It covers seed, shares and order, and of every dataset lasting name, lengths, episode weights and what
+        a few of its episodes recorded: not where it lies or what its folder is called.
         """
         digest = hashlib.sha256(repr((self.seed, self._open_blocks)).encode())
         digest.update(self._interleave.counts.tobytes())
-        for dataset, weights in zip(self.datasets, self._weights, strict=True):
-            digest.update(f"\n{dataset.name} {len(dataset)} ".encode())
+        for number, (dataset, weights) in enumerate(zip(self.datasets, self._weights, strict=True)):
+            digest.update(f"\n{len(dataset)} ".encode() + self._identity(number))
             digest.update(np.asarray(dataset.lengths, "<i8").tobytes())
             digest.update(b"" if weights is None else np.asarray(weights, "<f8").tobytes())
         return digest.hexdigest()[:16]
+
+    def _identity(self, number: int) -> bytes:
+        """What tells a dataset from others of the same lengths; read once."""
+        if self._identities[number] is None:
+            dataset = self.datasets[number]
+            probes = np.unique(np.linspace(0, len(dataset) - 1, PROBED_EPISODES).astype(int)).tolist()
+            digest = hashlib.sha256(episode_facts.stable_name(dataset, 0).dataset.encode())
+            for index in probes:
+                digest.update(hashlib.sha256(episode_facts.recorded_motion(dataset, index)).digest())
+            self._identities[number] = digest.digest()
+        return self._identities[number] or b""
 
     def sample(self, n: int) -> Sample:
         """Where sample number `n` lies."""

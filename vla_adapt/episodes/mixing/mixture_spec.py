@@ -27,8 +27,8 @@ class SourceOptions(BaseModel):
         split: where the episodes come from.
         held_out_split: judged on this split, which the filter (but not its ids) applies to as well; empty:
             nothing is held out. Default: "val", unless `held_out` is given.
-        held_out: judged on this fraction of the episodes of `split`, chosen by a hash of dataset and episode
-            name (`held_out.is_held_out`).
+        held_out: judged on this fraction of the episodes of `split`, chosen by a hash of names that copies
+            and renamed folders keep (`held_out.is_held_out`).
         episodes: only the first so many.
         filter: which episodes count.
         on_error: damaged episodes: "error", or "skip" and say so; images: see `mapped.MappedDataset`.

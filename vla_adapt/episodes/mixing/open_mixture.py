@@ -11,6 +11,7 @@ import fsspec
 import numpy as np
 
 from vla_adapt.episodes import episode_facts
+from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.mixing.balance import Balance, balanced_weights
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter, filter_episodes, told
 from vla_adapt.episodes.mixing.episode_weights import read_episode_weights, weights_of
@@ -23,6 +24,9 @@ from vla_adapt.episodes.storage.byte_source import is_url
 from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
+# Damaged places that the notes on a dataset list; how many there are they always say.
+_LISTED = 20
+
 
 @dataclass(frozen=True)
 class Part:
@@ -33,7 +37,8 @@ class Part:
         train: episodes to draw from.
         held_out: episodes to judge on, or None.
         episode_weights: [E] of the train episodes, or None.
-        notes: what of the dataset was left out, one line each.
+        notes: what of the dataset was left out, damaged places too, one line each. (Images that something
+            stands in for are met only when they are drawn, and told then, see `mapped.MappedDataset`.)
     """
 
     source: Source
@@ -128,8 +133,10 @@ def open_source(source: Source) -> Part:
         ValueError: it cannot be opened, has no such split or episodes, or nothing is left to train on.
     """
     dataset = open_split(source, source.split, source.image_scale)
-    train, notes = _chosen(dataset, source.filter)
-    held_out = _judged(source)
+    notes = _damage(dataset)
+    train, filtered = _chosen(dataset, source.filter)
+    notes += filtered
+    held_out = _judged(source, notes)
     if source.held_out is not None:
         train, held_out = _parted(train, source, notes)
     if source.episodes is not None:
@@ -175,11 +182,29 @@ def open_split(
     return dataset if source.stride == 1 else StridedDataset(dataset, source.stride)
 
 
-def _judged(source: Source) -> EpisodeDataset | None:
+def _damage(dataset: EpisodeDataset) -> list[str]:
+    """How many damaged places were left out when the dataset was opened, and which."""
+    stored = dataset.dataset if isinstance(dataset, StridedDataset) else dataset
+    assert isinstance(stored, MappedDataset)
+    texts = stored.skipped
+    if not texts:
+        return []
+    more = [f"and {len(texts) - _LISTED} more; data doctor lists them"] if len(texts) > _LISTED else []
+    where = f"{stored.name}/{stored.split}"
+    return [
+        f"{where}: {len(texts)} damaged places are left out, as on_error: skip says:",
+        *(f"{where}: {text}" for text in [*texts[:_LISTED], *more]),
+    ]
+
+
+def _judged(source: Source, notes: list[str]) -> EpisodeDataset | None:
+    """The split to judge on, if any; adds to `notes` what of it is damaged."""
     if source.judged_split is None:
         return None
     try:
-        return _chosen(open_split(source, source.judged_split), source.filter.without_ids())[0]
+        dataset = open_split(source, source.judged_split)
+        notes += _damage(dataset)
+        return _chosen(dataset, source.filter.without_ids())[0]
     except ValueError as error:
         raise ValueError(
             f"held_out_split: {error}; an empty one holds nothing out, `held_out: 0.1` beside the path "
@@ -204,8 +229,8 @@ def _parted(
     """Train and held-out episodes by hash; None when the hash holds none of so few episodes out."""
     fraction = source.held_out
     assert fraction is not None
-    names = (episode_facts.episode_id(dataset, i) for i in range(len(dataset)))
-    out = np.array([is_held_out(dataset.name, name, fraction) for name in names], bool)
+    names = (episode_facts.stable_name(dataset, i) for i in range(len(dataset)))
+    out = np.array([is_held_out(*name, fraction) for name in names], bool)
     if out.all():
         raise ValueError(
             f"{dataset.name}: held_out {fraction} leaves none of {len(out)} episodes to train on; lower it, "

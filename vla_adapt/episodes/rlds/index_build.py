@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from vla_adapt.episodes.rlds.index_columns import ColumnFiles
 from vla_adapt.episodes.rlds.index_record import RecordColumns
 from vla_adapt.episodes.rlds.tfrecord import HEADER_SIZE, scan_records
-from vla_adapt.episodes.storage.byte_source import ShardFile, is_url
+from vla_adapt.episodes.storage.byte_source import ShardFile
 from vla_adapt.episodes.storage.damage import DamageLog
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
-
-_PROGRESS_BYTES = 500 << 20
+from vla_adapt.progress_bar import progress_bar
 
 
 def build_index(
@@ -50,22 +47,14 @@ def build_index(
     """
     log = log or DamageLog()
     total = sum(shard.size or 0 for shard in shards)
-    bar = Progress(
-        TextColumn("indexing {task.description}"),
-        BarColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        disable=total < _PROGRESS_BYTES and not any(is_url(shard.data) for shard in shards),
-        transient=True,
-    )
-    with bar, ColumnFiles(folder) as columns:
-        advance = partial(bar.advance, bar.add_task(Path(shards[0].location).name.split(".")[0], total=total))
+    what = f"indexing {Path(shards[0].location).name.split('.')[0]}"
+    with progress_bar(what, total, "bytes") as bar, ColumnFiles(folder) as columns:
         for name, dtype in (("shard", np.int32), ("length", np.int64), ("ordinal", np.int64)):
             columns.declare(name, dtype)
         records = RecordColumns(columns, leaves, image_crc)
         first = 0
         for number, shard in enumerate(shards):
-            for record, length in _readable(shard, records, verify_crc, log, advance):
+            for record, length in _readable(shard, records, verify_crc, log, bar.advance):
                 columns.append("shard", np.array([number], np.int32))
                 columns.append("length", np.array([length], np.int64))
                 columns.append("ordinal", np.array([first + record], np.int64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,13 +14,14 @@ from jaxtyping import Int64, Shaped
 from vla_adapt.episodes.mapping.entry_fields import METADATA
 from vla_adapt.episodes.rlds.example_proto import Buffer, Span
 from vla_adapt.episodes.rlds.index import StepIndex, open_index
-from vla_adapt.episodes.rlds.leaf_values import read_values, stored_keys
+from vla_adapt.episodes.rlds.leaf_values import read_dtype, read_values, stored_keys
 from vla_adapt.episodes.rlds.shards import RldsFolder
 from vla_adapt.episodes.rlds.tfrecord import crc32c
 from vla_adapt.episodes.storage.byte_source import ShardReader
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import STEPS, Kind, LeafSpec
 from vla_adapt.episodes.storage.image_codec import decode_image
+from vla_adapt.episodes.storage.text_runs import Runs, runs_of_numbers, runs_of_texts
 from vla_adapt.suggest import did_you_mean
 
 
@@ -173,9 +175,27 @@ class RldsStore:
         table = {number: self._index.text(path, int(number)) for number in np.unique(numbers)}
         return [table[number] for number in numbers]
 
+    def text_runs(self, field: str, episode: int) -> Runs:
+        """(first step, text) of each stretch of steps of an episode with one text."""
+        path, _ = self._leaf(field, Kind.TEXT)
+        ids = self._index.arrays.get(f"{path}:id")
+        if ids is None:
+            return runs_of_texts(self.texts(field, episode))
+        return runs_of_numbers(ids[self._rows(episode)], partial(self._index.text, path))
+
     def metadata(self, episode: int) -> Mapping[str, Any]:
         """Episode-level facts of the record, by name without "episode_metadata/"; read when asked for."""
         return _Facts(self, self._fact_paths, episode)
+
+    @property
+    def fact_leaves(self) -> dict[str, LeafSpec]:
+        """What is known of the kinds of `metadata`: dtypes of numbers as they are read, and images."""
+        found = {name: self.leaves[path] for name, path in self._fact_paths.items()}
+        return {
+            name: replace(leaf, dtype=read_dtype(leaf).name) if leaf.kind is Kind.NUMBER else leaf
+            for name, leaf in found.items()
+            if leaf.kind in (Kind.NUMBER, Kind.IMAGE)
+        }
 
     def fact(self, path: str, episode: int) -> Any:
         """The episode-level value at `path`: str, number, list of numbers, array or image; None: absent.

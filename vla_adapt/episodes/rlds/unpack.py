@@ -12,16 +12,15 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from vla_adapt.episodes.rlds.tfrecord import HEADER_SIZE, OVERHEAD, begins_like_tfrecord
 from vla_adapt.episodes.storage.byte_source import ShardFile, is_url
 from vla_adapt.episodes.storage.cache_folder import publish
+from vla_adapt.progress_bar import progress_bar
 
 UNPACKED = "unpacked"
 _DATA = "data.tfrecord"
 _CHUNK = 1 << 20
-_PROGRESS_BYTES = 100 << 20
 # JPEGs hardly shrink, numbers may: what unpacked data is taken to need when the dataset does not say.
 _GUESSED_RATIO = 4
 
@@ -97,21 +96,12 @@ def _say_and_check_space(
 
 def _unpack_all(shards: Sequence[ShardFile], folder: Path) -> None:
     total = sum(shard.size or 0 for shard in shards)
-    bar = Progress(
-        TextColumn("unpacking {task.description}"),
-        BarColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        disable=total < _PROGRESS_BYTES,
-        transient=True,
-    )
-    with bar:
-        advance = partial(bar.advance, bar.add_task(Path(shards[0].location).name.split(".")[0], total=total))
+    with progress_bar(f"unpacking {Path(shards[0].location).name.split('.')[0]}", total, "bytes") as bar:
         for shard in shards:
             publish(
                 folder,
                 _name(shard),
-                write=partial(_write_copy, Path(shard.data), advance),
+                write=partial(_write_copy, Path(shard.data), bar.advance),
                 valid=lambda copy: (copy / _DATA).is_file(),
             )
             _remove_stale(folder, shard)

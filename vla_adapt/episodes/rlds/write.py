@@ -37,6 +37,8 @@ class RldsWriter:
         description: a sentence for `dataset_info.json`.
         shard_bytes: a new shard is begun after this many bytes.
         overwrite: replace an existing dataset of this name and version.
+        folder: call its folder in `directory` this; default `name`.
+        lasting_name: by which held-out episodes are chosen, where that is not `name` (see `stable_name`).
 
     Field shapes are taken from the first episode; every other episode must agree.
     """
@@ -50,14 +52,15 @@ class RldsWriter:
         description: str = "",
         shard_bytes: int = 256 << 20,
         overwrite: bool = False,
+        folder: str | None = None,
+        lasting_name: str | None = None,
     ):
         if not name.isidentifier():
             raise ValueError(f"dataset name '{name}': use letters, digits and underscores, as tfds asks")
-        self.path = Path(directory) / name / version
+        self.path = Path(directory) / (folder or name) / version
         self.name, self.embodiment, self.version = name, embodiment, version
         self.description = description or f"Episodes of {embodiment.name} written by vla_adapt."
-        self._shard_bytes = shard_bytes
-        self._overwrite = overwrite
+        self._shard_bytes, self._overwrite, self._lasting_name = shard_bytes, overwrite, lasting_name
         self._leaves: dict[str, LeafSpec] | None = None
         self._entry: DatasetEntry | None = None
         self._splits: dict[str, _SplitWriter] = {}
@@ -139,7 +142,9 @@ class RldsWriter:
             json.dumps(features_json(self._leaves), indent=4, sort_keys=True)
         )
         (folder / "dataset_info.json").write_text(json.dumps(info, indent=2, sort_keys=True))
-        sidecar = Sidecar(entry=self._entry, embodiment_yaml=self.embodiment.to_text())
+        sidecar = Sidecar(
+            name=self._lasting_name, entry=self._entry, embodiment_yaml=self.embodiment.to_text()
+        )
         (folder / SIDECAR).write_text(sidecar.model_dump_json(indent=2))
 
 
@@ -216,7 +221,7 @@ def _episode_fields(data: EpisodeData, embodiment: Embodiment, where: str) -> di
     success = bool(data.metadata.get("success", True))
     fields: dict[str, tuple[LeafSpec, Any]] = {
         "action": _array_field(np.asarray(data.action, np.float32)),
-        "language_instruction": (LeafSpec(Kind.TEXT), [data.instruction.encode()] * steps),
+        "language_instruction": (LeafSpec(Kind.TEXT), [text.encode() for text in data.step_instructions]),
         "is_first": _array_field(np.arange(steps) == 0),
         "is_last": _array_field(last),
         "is_terminal": _array_field(last),

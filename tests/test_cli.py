@@ -74,6 +74,21 @@ def test_data_index_and_stats(run, two_robot_data: dict[str, Path], tmp_path: Pa
     assert (code, "wanted 'error' or 'skip'" in err) == (2, True)
 
 
+def test_data_stats_skips_damage_where_the_mixture_says_so(
+    run, two_robot_data: dict[str, Path], tmp_path: Path
+):
+    damaged = Path(shutil.copytree(two_robot_data["ur5e"], tmp_path / "ur5e_fake" / "1.0.0"))
+    (shard,) = damaged.glob("*-train.tfrecord*")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f"sources: [{{path: {damaged}, on_error: skip, held_out_split: ''}}]")
+    with pytest.warns(UserWarning, match="truncated"):
+        code, out, _ = run("data", "stats", mixture)
+    assert (code, "ur5e: action, 14 steps" in out) == (0, True)
+    code, _, err = run("data", "stats", mixture, "--on-error", "error")
+    assert (code, "file is truncated" in err) == (2, True)
+
+
 def test_data_inspect_writes_a_page(run, two_robot_data: dict[str, Path], tmp_path: Path):
     page = tmp_path / "page.html"
     code, out, _ = run("data", "inspect", two_robot_data["ur5e"], "--episode", 1, "--out", page)

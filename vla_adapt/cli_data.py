@@ -37,9 +37,8 @@ Entry = Annotated[
     str | None, typer.Option("--entry", help="how fields map onto the robot: catalogued name or YAML file")
 ]
 Split = Annotated[str, typer.Option("--split")]
-OnError = Annotated[
-    str, typer.Option("--on-error", help="damaged episodes: 'error', or 'skip' them and say so")
-]
+DAMAGED = "damaged episodes: 'error', or 'skip' them and say so"
+OnError = Annotated[str, typer.Option("--on-error", help=DAMAGED)]
 Where = Annotated[
     str | None, typer.Option("--folder", help="with a named mixture: the folder that holds its datasets")
 ]
@@ -137,7 +136,9 @@ def data_stats(
     entry: Entry = None,
     split: Split = "train",
     folder: Where = None,
-    on_error: OnError = "error",
+    on_error: Annotated[
+        str | None, typer.Option("--on-error", help=f"{DAMAGED}; default: as the mixture says, else 'error'")
+    ] = None,
     workers: Annotated[int, typer.Option(help="processes that read", min=0)] = 0,
     json_file: Json = None,
 ) -> None:
@@ -149,8 +150,8 @@ def data_stats(
     from vla_adapt.episodes.mixing.open_mixture import open_source
 
     sources = _sources(data, embodiment, entry, [split], folder)
-    policy = _policy(on_error)
-    opened = [open_source(source.model_copy(update={"on_error": policy})).train for source in sources]
+    own = {} if on_error is None else {"on_error": _policy(on_error)}
+    opened = [open_source(source.model_copy(update=own)).train for source in sources]
     found = robot_statistics(opened, workers=workers)
     for robot, statistics in found.items():
         _print_statistics(f"{robot}: action", statistics.action, "")

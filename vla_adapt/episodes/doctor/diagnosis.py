@@ -11,7 +11,7 @@ Last, what shows only when datasets are put side by side. The codes of findings:
     gripper    gripper_scale gripper_sign gripper_starts_closed
     motion     absolute_actions frame_mismatch axes_mismatch action_scale action_lag not_integrable
                joint_mismatch idle_frames dummy_first_action
-    time       control_rate time_gaps time_not_increasing
+    time       control_rate robot_rate pooled_rates time_gaps time_not_increasing
     images     black_images plain_images frozen_images image_sizes camera_sizes bgr_images
 """
 
@@ -57,7 +57,12 @@ from vla_adapt.episodes.doctor.doctor_numbers import (
 )
 from vla_adapt.episodes.doctor.doctor_stillness import check_dummy_first, check_idle
 from vla_adapt.episodes.doctor.doctor_survey import Survey, survey
-from vla_adapt.episodes.doctor.doctor_timing import check_times
+from vla_adapt.episodes.doctor.doctor_timing import (
+    RobotRate,
+    check_pooled_rates,
+    check_robot_rate,
+    check_times,
+)
 from vla_adapt.episodes.source import EpisodeDataset
 
 Check = Callable[[Survey], Iterator[Finding]]
@@ -82,6 +87,7 @@ CHECKS: tuple[Check, ...] = (
     check_joints,
     check_idle,
     check_dummy_first,
+    check_robot_rate,
     check_times,
     check_duplicates,
     check_decodable,
@@ -144,7 +150,7 @@ def examine(
     """
     examined: list[Examined] = []
     findings = list(already)
-    prints, colors = [], []
+    prints, colors, rates = [], [], []
     for dataset, name in zip(datasets, names or [dataset.name for dataset in datasets], strict=True):
         tell = None if advance is None else partial(advance, name)
         seen = survey(dataset, name, max_episodes, images, tell)
@@ -153,5 +159,6 @@ def examine(
         findings += [finding for check in CHECKS for finding in check(seen)]
         prints.append((name, fingerprints(seen)))
         colors.append((name, colors_of(seen.frames)))
-    findings += [*check_shared(prints), *check_channel_order(colors)]
+        rates.append(RobotRate(name, robot, seen.rate_hz))
+    findings += [*check_shared(prints), *check_channel_order(colors), *check_pooled_rates(rates)]
     return Diagnosis(examined, by_severity(findings))

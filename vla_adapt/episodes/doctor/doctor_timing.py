@@ -1,17 +1,63 @@
-"""Check of recorded times: increasing, regular, and at the control rate the embodiment declares."""
+"""Checks of times and rates: stamps increasing, regular and at the declared rate; one rate for one robot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from vla_adapt.episodes.doctor.doctor_finding import Finding, listed, share
 from vla_adapt.episodes.doctor.doctor_survey import Survey
+from vla_adapt.episodes.pooled_rate import RATE_TOLERANCE, rates_differ
 
 UNITS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
-TOLERANCE, FAR_OFF = 0.15, 0.5
+FAR_OFF = 0.5
 GAP, GAP_SHARE = 2.5, 0.01
+
+
+class RobotRate(NamedTuple):
+    """The rate of one dataset, and whose it is."""
+
+    dataset: str
+    robot: str
+    rate_hz: float
+
+
+def check_robot_rate(survey: Survey) -> Iterator[Finding]:
+    """Data recorded at another rate than its robot runs at."""
+    recorded, robot = survey.rate_hz, survey.embodiment
+    if rates_differ(recorded, robot.rate_hz):
+        yield Finding(
+            "robot_rate", "warning", survey.name,
+            f"recorded at {recorded:g} Hz, {robot.name} is declared to run at {robot.rate_hz:g} Hz, where "
+            f"the recorded motion takes {recorded / robot.rate_hz:.2g} times as long",
+            "if the robot runs at the data's rate, declare that in an embodiment of its own; else read every "
+            "n-th step (`stride` of the source) until the rates agree",
+            {"recorded_hz": recorded, "robot_hz": robot.rate_hz},
+        )  # fmt: skip
+
+
+def check_pooled_rates(rates: Sequence[RobotRate]) -> Iterator[Finding]:
+    """Datasets of one robot, so of one adapter and one set of statistics, recorded at different rates.
+
+    Args:
+        rates: of all datasets of the mixture.
+    """
+    for robot in dict.fromkeys(one.robot for one in rates):
+        mine = sorted((one for one in rates if one.robot == robot), key=lambda one: one.rate_hz)
+        if not rates_differ(mine[0].rate_hz, mine[-1].rate_hz):
+            continue
+        told = [f"{one.dataset} {one.rate_hz:g} Hz" for one in mine]
+        ends = ", ".join((mine[0].dataset, mine[-1].dataset))
+        yield Finding(
+            "pooled_rates", "warning", ends,
+            f"{len(mine)} datasets train one adapter, '{robot}', and were recorded at different rates: "
+            f"{listed(told, 20)}; one step is not the same motion in all of them",
+            "give those of another rate a `robot` name of their own in their entry, or read every n-th step "
+            "of the faster ones (`stride` of the source)",
+            {"robot": robot, "rates_hz": {one.dataset: one.rate_hz for one in mine}},
+        )  # fmt: skip
 
 
 def check_times(survey: Survey) -> Iterator[Finding]:
@@ -58,7 +104,7 @@ def _rate(survey: Survey, step: float, episodes: int) -> Iterator[Finding]:
     unit = min(UNITS_PER_S, key=lambda unit: abs(np.log(UNITS_PER_S[unit] / step / declared)))
     measured = UNITS_PER_S[unit] / step
     off = abs(np.log(measured / declared))
-    if off < np.log(1 + TOLERANCE):
+    if off < np.log(1 + RATE_TOLERANCE):
         return
     yield Finding(
         "control_rate", "error" if off > np.log(1 + FAR_OFF) else "warning", survey.name,

@@ -2,12 +2,12 @@
 
 Four RLDS datasets in the field layouts of viola, berkeley_autolab_ur5 (with a float depth PNG),
 utokyo_xarm_bimanual and fractal20220817_data are generated once (256 x 256 JPEGs of 10 to 20 kB), mixed
-with equal weights, and drawn through `make_loader`: a batch is 32 frames as tensors, each of its own size as
-datasets of a mixture have them, and stacked actions and masks. The ceiling is what the same number of
-processes decodes of the same JPEGs held in memory: no reading, no actions, no transport to another process.
-Page cache warm; loader and ceiling take turns, every run in a fresh process; medians. Rates are of the second
-epoch; in the first one the actions of every episode are converted, once, which its own column shows. Beside
-the rates stands the processor time of all processes for a sample, which other programs disturb less.
+with equal weights, and drawn through `make_loader` in batches of 32 as `stack_windows` makes them. The
+ceiling is what the same number of processes decodes of the same JPEGs held in memory: no reading, no actions,
+no transport to another process. Page cache warm; loader and ceiling take turns, every run in a fresh process;
+medians. Rates are of the second epoch; in the first one the actions of every episode are converted, once,
+which its own column shows. Beside the rates stands the processor time of all processes for a sample, which
+other programs disturb less.
 
     python scripts/bench_loader.py [--quick] [--json FILE] [--folder DIR]
 """
@@ -367,12 +367,15 @@ def load(asked: dict[str, Any]) -> dict[str, float]:
     """Draw batches and let go of them; the first few do not count."""
     from vla_adapt.episodes.mixing.loader import make_loader
     from vla_adapt.episodes.mixing.mixture import Mixture
+    from vla_adapt.episodes.mixing.stack_windows import stack_windows
 
     parts = [(open_dataset(Path(asked["folder"]) / name), 1.0) for name in layouts()]
     warm = asked.get("warm", 8)
     mixture = Mixture(parts, seed=0, horizon=HORIZON, proprio=False)
     steps = asked["batches"] + warm
-    batches = iter(make_loader(mixture, BATCH, num_workers=asked["workers"], steps=steps, collate=collate))
+    batches = iter(
+        make_loader(mixture, BATCH, num_workers=asked["workers"], steps=steps, collate=stack_windows)
+    )
     next(batches)
     first = time.time() - asked["started"]
     before = cpu_seconds()
@@ -400,19 +403,6 @@ def cpu_seconds() -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def collate(windows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Windows as tensors; the frames stay apart, for datasets of a mixture have frames of many sizes."""
-    import torch
-
-    return {
-        "frames": [torch.from_numpy(window["images"]["primary"]) for window in windows],
-        "action": torch.from_numpy(np.stack([window["action"] for window in windows])),
-        "action_mask": torch.from_numpy(np.stack([window["action_mask"] for window in windows])),
-        "instruction": [window["instruction"] for window in windows],
-        "robot": [window["robot"] for window in windows],
-    }
 
 
 def ceiling(folder: Path, processes: int, batches: int) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,3 +87,31 @@ def make_recipe(two_robot_data: dict[str, Path], random_base: Path) -> Callable[
 def finished_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished three-step run."""
     return train(make_recipe(tmp_path_factory.mktemp("run") / "r"))
+
+
+@pytest.fixture
+def killed_at() -> Callable[[int, Callable[[], object]], bool]:
+    """(moment, action) -> whether `action`, run in a process that dies before so many file operations, died."""
+    return _killed_at
+
+
+def _killed_at(moment: int, action: Callable[[], object]) -> bool:
+    child = os.fork()
+    if child == 0:
+        left = moment
+
+        def deadly(genuine: Callable[..., Any]) -> Callable[..., Any]:
+            def operation(*arguments: Any, **options: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os._exit(9)
+                return genuine(*arguments, **options)
+
+            return operation
+
+        for name in ("mkdir", "rename", "replace", "rmdir", "unlink", "fsync", "chmod", "open"):
+            setattr(os, name, deadly(getattr(os, name)))
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9

@@ -39,7 +39,8 @@ class PolicyConfig(BaseModel):
     )
     constants: dict[str, dict[str, tuple[float, ...]]] = Field(
         default={},
-        description="robot -> action component that none of its data records -> native numbers sent instead",
+        description="robot -> action component that none of its data records -> native numbers sent instead; "
+        "default: what the entries of its datasets say",
     )
     center_crop: CenterCropArea | None = Field(
         default=None,

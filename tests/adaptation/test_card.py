@@ -102,3 +102,10 @@ def test_the_card_of_a_real_run(finished_run: Path):
     assert "| control rate | 20 Hz |" in card
     assert "held-out error | 0." in card
     assert ModelCard.load(finished_run / "bundles" / "ur5e" / "README.md").data.license == "unknown"
+
+
+def test_a_camera_that_stood_in_is_said(facts: CardFacts):
+    lab = DataLine("lab", 5, 100, 0, stand_in_cameras={"primary": "wrist"})
+    card = model_card(ROBOT, replace(facts, data=[facts.data[0], lab]))
+    assert "lab has no camera `primary`: what it saw as `primary` are images of its camera `wrist`." in card
+    assert "kitchen has no camera" not in card

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,30 +46,9 @@ def texts(folder: Path) -> set[str]:
     return {file.read_text() for file in folder.iterdir()}
 
 
-def killed_before(operation: int, target: Path, text: str) -> bool:
-    """`write` in a process that is killed before so many operations on files; False: it got to its end."""
-    child = os.fork()
-    if not child:
-        left = operation
-
-        def deadly(genuine):
-            def counted(*arguments, **options):
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os._exit(9)
-                return genuine(*arguments, **options)
-
-            return counted
-
-        for name in ("mkdir", "rename", "rmdir", "unlink", "fsync", "chmod", "open"):
-            setattr(os, name, deadly(getattr(os, name)))
-        write(target, text)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-def test_a_kill_at_any_step_loses_nothing(tmp_path: Path):
+def test_a_kill_at_any_step_loses_nothing(
+    tmp_path: Path, killed_at: Callable[[int, Callable[[], object]], bool]
+):
     """Above all between the two renames, when the older folder is the only copy and lies to one side."""
     seen: list[set[str]] = []
     operation, put_back, died = 0, 0, True
@@ -75,7 +56,7 @@ def test_a_kill_at_any_step_loses_nothing(tmp_path: Path):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         target = tmp_path / "run" / "model"
         write(target, "older")
-        died = killed_before(operation, target, "newer")
+        died = killed_at(operation, partial(write, target, "newer"))
         put_back += not target.exists()
         sweep(target.parent)
         seen.append(texts(target))

@@ -21,11 +21,18 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from vla_adapt.actions.unify import ActionUnifier
+from vla_adapt.adaptation.constants import check_constants, untrained_components
+from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import open_dataset
+from vla_adapt.episodes.measuring.statistics import robot_statistics
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, NamedMixture, SourceOptions
+from vla_adapt.episodes.mixing.open_mixture import open_mixture
 from vla_adapt.episodes.oxe import CATALOGUE
 from vla_adapt.episodes.rlds.example_proto import encode_example
 from vla_adapt.episodes.rlds.tfrecord import frame
 from vla_adapt.episodes.windows import unify_motion
+from vla_adapt.recipe import PolicyConfig
+from vla_adapt.training.robot_constants import robot_constants
 
 Raw = dict[str, np.ndarray]
 LAYOUTS: dict[str, dict[str, str]] = yaml.safe_load(
@@ -85,6 +92,8 @@ def write(folder: Path, name: str, raw: Raw) -> Path:
     for field, code in layout(name).items():
         kind, *shape = code.split()
         record[f"steps/{field}"], tree[field] = _stored(name, field, kind, shape, raw)
+    if name == "kuka":  # the mixtures take of it what succeeded
+        record["success"] = np.array([1])
     (path / f"{name}-train.tfrecord-00000-of-00001").write_bytes(frame(encode_example(record)))
     core = "tensorflow_datasets.core.features"
     text = {"pythonClassName": f"{core}.text_feature.Text", "text": {}}
@@ -92,8 +101,11 @@ def write(folder: Path, name: str, raw: Raw) -> Path:
         "sequence": {"feature": _dict(tree), "length": "-1"},
         "pythonClassName": f"{core}.dataset_feature.Dataset",
     }
-    metadata = _dict({"file_path": text})
-    (path / "features.json").write_text(json.dumps(_dict({"steps": steps, "episode_metadata": metadata})))
+    whole = {"steps": steps, "episode_metadata": _dict({"file_path": text})}
+    if name == "kuka":
+        tensor = {"shape": {}, "dtype": "bool", "encoding": "none"}
+        whole["success"] = {"pythonClassName": f"{core}.tensor_feature.Tensor", "tensor": tensor}
+    (path / "features.json").write_text(json.dumps(_dict(whole)))
     split = {"name": "train", "shardLengths": ["1"], "numBytes": "1"}
     info = {"name": name, "version": "1.0.0", "fileFormat": "tfrecord", "splits": [split]}
     (path / "dataset_info.json").write_text(json.dumps(info))
@@ -770,3 +782,67 @@ def check_cameras(name: str, episode: Any, raw: Raw) -> None:
 
 def test_every_dataset_has_an_expectation() -> None:
     assert set(EXPECTED) == set(CATALOGUE) == set(LAYOUTS) - {"conv", "rtx"}
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an episode of every dataset of the named mixtures."""
+    folder = tmp_path_factory.mktemp("downloaded")
+    for name in {
+        name for mixture in NamedMixture.available() for name in NamedMixture.load(mixture).weights()
+    }:
+        write(folder, name, generated(name))
+    return folder
+
+
+@pytest.mark.parametrize("name", NamedMixture.available())
+def test_a_named_mixture_opens_draws_and_trains_as_it_is(name: str, downloaded: Path) -> None:
+    """With the camera a policy reads unless told otherwise, and without constants written by hand."""
+    whole = SourceOptions(held_out_split="")
+    opened = open_mixture(MixtureSpec(named=name, folder=str(downloaded), defaults=whole, balance="dataset"))
+    mixture = opened.draw(seed=0, horizon=4, cameras=(PolicyConfig().camera,))
+    assert [dataset.name for dataset in mixture.datasets] == list(NamedMixture.load(name).weights())
+    first: dict[int, int] = {}
+    for n in range(20 * len(mixture.datasets)):
+        first.setdefault(mixture.sample(n).dataset, n)
+    drawn = mixture.windows(first.values())
+    assert {window["ids"]["dataset"] for window in drawn} == {dataset.name for dataset in mixture.datasets}
+    for window in drawn:
+        dataset = window["ids"]["dataset"]
+        cameras = CAMERAS.get(dataset, IMAGE)
+        camera = "primary" if "primary" in cameras else "wrist"
+        rgb = color(f"observation/{cameras[camera]}")
+        rgb = rgb[::-1] if camera in SWAPPED.get(dataset, ()) else rgb
+        np.testing.assert_allclose(window["images"]["primary"][3, 3], rgb, atol=6)
+        told = f"{dataset}: it has no camera 'primary'; its camera 'wrist' stands in"
+        assert (told in opened.notes) == (camera == "wrist")
+        assert window["instruction"] == task(dataset)
+    for robot, statistics in robot_statistics(mixture.datasets).items():
+        mine = [dataset for dataset in mixture.datasets if dataset.embodiment.name == robot]
+        mask = statistics.action.mask
+        constants = robot_constants(mine[0].embodiment, mask, mine, {})
+        assert set(constants) == set(untrained_components(mine[0].embodiment, mask))
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_a_robot_of_one_dataset_alone_has_all_constants(name: str) -> None:
+    entry = CATALOGUE[name]
+    robot = Embodiment.load(entry.embodiment)
+    omitted = (
+        [part for part, parts in entry.action.items() if not parts] if isinstance(entry.action, dict) else []
+    )
+    assert set(entry.constants) == set(omitted)
+    check_constants(robot, ActionUnifier(robot).mask_without(omitted), entry.constants)
+
+
+def test_a_named_mixture_for_a_policy_that_looks_through_the_wrist(downloaded: Path) -> None:
+    options = SourceOptions(held_out_split="", stand_in_cameras={"wrist": "primary"})
+    opened = open_mixture(MixtureSpec(named="octo_rtx", folder=str(downloaded), defaults=options))
+    mixture = opened.draw(seed=0, horizon=4, cameras=("wrist",))
+    lacking = [
+        name for name in NamedMixture.load("octo_rtx").weights() if "wrist" not in CAMERAS.get(name, IMAGE)
+    ]
+    assert [note for note in opened.notes if "no camera 'wrist'" in note] == [
+        f"{name}: it has no camera 'wrist'; its camera 'primary' stands in" for name in lacking
+    ]
+    assert all(mixture.window(n)["images"].keys() == {"wrist"} for n in range(3))

@@ -52,3 +52,17 @@ def test_missing_camera_key_and_step_say_what_there_is(robot: Embodiment) -> Non
         episode.extra("mass")
     with pytest.raises(ValueError, match=r"step 2 asked, it has steps 0\.\.1"):
         episode.image(2)
+
+
+def test_instructions_that_change(robot: Embodiment) -> None:
+    data = fake_data(robot, np.random.default_rng(0), length=4)
+    data.instruction, data.instruction_changes = "pick", [(1, "place"), (3, "pick")]
+    episode = data.episode("x")
+    assert data.step_instructions == ["pick", "place", "place", "pick"]
+    assert [episode.instruction_at(t) for t in range(4)] == data.step_instructions
+    assert episode.instructions == ("pick", "place")
+    assert episode.told == "pick; then: place; then: pick"
+    assert data.step_instructions.count("place") == 2
+    for steps in ([0], [4], [2, 1], [2, 2]):
+        with pytest.raises(ValueError, match=r"instruction_changes at steps .*; wanted ascending ones"):
+            EpisodeData(data.action, data.images, "go", instruction_changes=[(step, "on") for step in steps])

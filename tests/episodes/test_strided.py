@@ -116,3 +116,14 @@ def test_the_strides_of_named_mixtures_fit_their_robots() -> None:
             seen[line.dataset] = (entry.rate_hz or 0) / line.stride
     assert seen["aloha_static_dataset"] == seen["aloha_mobile_dataset"] == 10
     assert "gnm_dataset" in seen
+
+
+def test_a_kept_step_has_its_own_instruction() -> None:
+    robot = Embodiment.load("widowx")
+    data = fake_data(robot, np.random.default_rng(0), 8)
+    data.instruction, data.instruction_changes = "pick", [(1, "place"), (2, "pick"), (5, "home")]
+    kept = StridedDataset(MemoryDataset("m", robot, [data]), 3)
+    for seen in (kept[0], facts.observations(kept, 0)):
+        assert [seen.instruction_at(t) for t in range(3)] == ["pick", "pick", "home"]
+        assert seen.instruction_changes == ((2, "home"),)
+    assert facts.instructions(kept, 0) == ("pick", "home")

@@ -19,6 +19,8 @@ from vla_adapt.training.checkpoint_folder import (
     written_facts,
 )
 
+KilledAt = Callable[[int, Callable[[], object]], bool]
+
 
 def save(folder: CheckpointFolder, step: int, metric: float | None = None) -> None:
     with folder.writing(step) as aside:
@@ -94,34 +96,8 @@ def test_a_damaged_one_takes_no_whole_one_s_place(tmp_path: Path):
     assert folder.steps() == [10, 8]
 
 
-OPERATIONS = ("fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
-
-
-def killed_at(moment: int, action: Callable[[], None]) -> bool:
-    """Run `action` in a process that dies before its file operation number `moment`; whether it did."""
-    child = os.fork()
-    if child == 0:
-        left = moment
-
-        def deadly(genuine: Callable[..., object]) -> Callable[..., object]:
-            def operation(*arguments: object, **options: object) -> object:
-                nonlocal left
-                left -= 1
-                if left < 0:
-                    os._exit(9)
-                return genuine(*arguments, **options)
-
-            return operation
-
-        for name in OPERATIONS:
-            setattr(os, name, deadly(getattr(os, name)))
-        action()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
 @pytest.mark.slow
-def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path):
+def test_a_kill_at_any_moment_of_a_save_loses_nothing(tmp_path: Path, killed_at: KilledAt):
     """One process per file operation of a save that also prunes; each is killed before that operation."""
     moment = 0
     while True:

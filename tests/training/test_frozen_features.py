@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from vla_adapt.adaptation.bundle import Bundle
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.source import MemoryDataset, fake_data
+from vla_adapt.policy.batch import BatchBuilder
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.policy.tiny import build_tiny_base
 from vla_adapt.recipe import Recipe
@@ -202,3 +203,21 @@ def test_two_processes_fill_one_store(make: MakeRecipe, tmp_path: Path, launcher
     one, two = (load_file(run / "bundles" / "ur5e" / "head.safetensors") for run in (whole, tmp_path / "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-3, rtol=1e-3)
+
+
+def test_a_frame_is_seen_with_the_instruction_of_its_step(make: MakeRecipe, monkeypatch: pytest.MonkeyPatch):
+    prompts: list[str] = []
+    plain = BatchBuilder.observations
+
+    def noted(self: BatchBuilder, seen: list[dict[str, Any]], robots: list[str]) -> Any:
+        prompts.extend(each["prompt"] for each in seen)
+        return plain(self, seen, robots)
+
+    monkeypatch.setattr(BatchBuilder, "observations", noted)
+    robot = Embodiment.load("ur5e")
+    data = [fake_data(robot, np.random.default_rng(0), 4) for _ in range(2)]
+    data[1].instruction_changes = [(2, "put it down")]
+    part = frozen_features._Part(0, range(8), range(1, 8))
+    _ = frozen_features._Looks([part], [MemoryDataset("m", robot, data)], prepare(make("plain")).builder)[0]
+    assert prompts == data[0].step_instructions[1:] + data[1].step_instructions
+    assert prompts[-2:] == ["put it down"] * 2

@@ -25,6 +25,7 @@ from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.randomization.visual import Augmentation, AugmentationConfig, CenterCrop
 from vla_adapt.recipe import Recipe
 from vla_adapt.training import loop
+from vla_adapt.training.robot_data import data_lines
 from vla_adapt.training.setting import Setting, prepare
 
 MakeRecipe = Callable[..., Recipe]
@@ -130,6 +131,15 @@ def test_a_run_chooses_its_camera(make_recipe: MakeRecipe, tmp_path: Path, rando
         ValueError, match=r"wrist_only: no camera 'primary', .* it has wrist: set policy\.camera"
     ):
         prepare(make_recipe(str(tmp_path / "no"), mixture=mixture, policy={"head": head}))
+    served = prepare(make_recipe(
+        str(tmp_path / "stand_in"), mixture=[{**mixture[0], "stand_in_cameras": {"primary": "wrist"}}],
+        policy={"head": head},
+    ))  # fmt: skip
+    assert "wrist_only: it has no camera 'primary'; its camera 'wrist' stands in" in served.notes
+    assert data_lines(served.robots["ur5e"])[0].stand_in_cameras == {"primary": "wrist"}
+    window = served.mixture.window(0)
+    image = open_dataset(writer.path)[0].image(window["ids"]["step"], "wrist")
+    np.testing.assert_array_equal(window["images"]["primary"], image)
     run = loop.train(
         make_recipe(str(tmp_path / "run"), mixture=mixture, policy={"head": head, "camera": "wrist"})
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,10 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True)
 class DataLine:
-    """One dataset a bundle was trained on; `license` is `unknown` where nobody said."""
+    """One dataset a bundle was trained on; `license` is `unknown` where nobody said.
+
+    `stand_in_cameras`: camera it lacks -> its camera whose images were seen instead.
+    """
 
     name: str
     episodes: int
@@ -28,6 +31,7 @@ class DataLine:
     license: str = UNKNOWN
     source: str = ""
     rate_hz: float | None = None
+    stand_in_cameras: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.episodes} episodes, {self.steps} steps"
@@ -152,12 +156,18 @@ def _data(facts: CardFacts) -> str:
     if isinstance(facts.data, str):
         return f"{facts.data}. License: {UNKNOWN}."
     head = ["dataset", "episodes", "steps", "held-out episodes", "rate", "license", "published at"]
-    return _table(head, [
+    table = _table(head, [
         [data.name, str(data.episodes), str(data.steps), str(data.held_out_episodes),
          "not known" if data.rate_hz is None else f"{data.rate_hz:g} Hz", data.license,
          data.source or "not said"]
         for data in facts.data
     ])  # fmt: skip
+    told = [
+        f"{data.name} has no camera `{name}`: what it saw as `{name}` are images of its camera `{other}`."
+        for data in facts.data
+        for name, other in data.stand_in_cameras.items()
+    ]
+    return "\n\n".join([table, *told])
 
 
 def _use(embodiment: Embodiment, facts: CardFacts) -> str:

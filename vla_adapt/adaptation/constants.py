@@ -41,7 +41,8 @@ def check_constants(embodiment: Embodiment, trained: Bool[np.ndarray, 32], const
             raise ValueError(
                 f"{where} '{name}' is in none of its training data, so what the policy says of it must not "
                 "reach the robot: add data that records it, describe a robot without it, or say what to send "
-                f"instead, in native numbers (policy.constants: {{{embodiment.name}: {{{name}: [...]}}}})"
+                f"instead, in native numbers (policy.constants: {{{embodiment.name}: {{{name}: [...]}}}}, or "
+                f"constants: {{{name}: [...]}} in the entry of a dataset)"
             )
     names = [component.name for component in embodiment.action]
     for name in constants:

@@ -42,6 +42,7 @@ def open_dataset(
     on_error: OnError = "error",
     verify_images: bool = False,
     image_scale: int | None = None,
+    stand_in_cameras: Mapping[str, str] | None = None,
 ) -> MappedDataset:
     """Open one split of a stored dataset: RLDS (features.json), LeRobot (meta/info.json) or HDF5.
 
@@ -66,6 +67,8 @@ def open_dataset(
         image_scale: decode JPEGs at the smallest DCT scale that leaves both sides at least this many pixels:
             faster, but not TensorFlow's pixels, so never for evaluation. None: full size. A warning says
             where it has no effect: videos, raw pixels.
+        stand_in_cameras: camera name -> another camera, whose images are given for it where the dataset lacks
+            the first; see `DatasetEntry.stand_in_cameras` for what became of it.
 
     Raises:
         ValueError: anything missing, damaged or of the wrong shape; one line that names it.
@@ -87,6 +90,7 @@ def open_dataset(
         store = RldsStore.open(rlds, split, cache_dir, verify_crc, on_error, verify_images, image_scale)
         found, name = known, rlds.name
     own_entry, recorded = found
+    own_entry = own_entry.with_stand_ins(stand_in_cameras or {})
     stated = recorded_name(store.path if store.path.is_dir() else store.path.parent)
     robot = _robot(own_entry, embodiment, recorded)
     return MappedDataset(store, own_entry, robot, check, on_error, name if stated is None else stated)

@@ -16,6 +16,7 @@ from vla_adapt.episodes.mapping.joined_actions import ActionJoiner
 from vla_adapt.episodes.mapping.stable_name import StableName
 from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
 from vla_adapt.episodes.storage.stored import find_prefetcher
+from vla_adapt.episodes.storage.text_runs import every_nth
 
 
 class StridedDataset:
@@ -92,18 +93,16 @@ class StridedDataset:
         def read_extra(key: str) -> Shaped[np.ndarray, "T ..."]:
             return seen.read_extra(key)[:: self.stride]
 
+        changes = seen.instruction_changes
+        if changes:
+            changes = tuple(every_nth(((0, seen.instruction), *changes), self.stride, seen.length)[1:])
         return {
-            "instruction_changes": self._changes(seen),
+            "instruction_changes": changes,
             "read_image": self._at(seen.read_image),
             "read_extra": read_extra,
             "read_depth": None if seen.read_depth is None else self._at(seen.read_depth),
             "fetch_image": None if seen.fetch_image is None else self._at(seen.fetch_image),
         }
-
-    def _changes(self, seen: Observations) -> tuple[tuple[int, str], ...]:
-        """The kept steps from which on another instruction is given; of several for one the last counts."""
-        kept = {-(-step // self.stride): text for step, text in seen.instruction_changes}
-        return tuple((step, text) for step, text in kept.items() if step * self.stride < seen.length)
 
     def _at(self, read: Callable[[int, str], Any]) -> Callable[[int, str], Any]:
         """`read` by the number of the kept step."""

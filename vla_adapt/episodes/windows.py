@@ -242,9 +242,7 @@ def _chunk(motion: UnifiedMotion, t: int, horizon: int) -> dict[str, np.ndarray]
     """action [H, 32] and action_mask [H, 32] from step t on."""
     rest = motion.action[t : t + horizon]
     if len(rest) == horizon:
-        mask = np.empty((horizon, NUM_SLOTS), bool)
-        mask[:] = motion.action_mask
-        return {"action": rest.copy(), "action_mask": mask}
+        return {"action": rest.copy(), "action_mask": motion.action_mask[None].repeat(horizon, axis=0)}
     action = np.zeros((horizon, NUM_SLOTS), np.float32)
     mask = np.zeros((horizon, NUM_SLOTS), bool)
     action[: len(rest)] = rest

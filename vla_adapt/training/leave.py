@@ -69,7 +69,7 @@ def _bundle(
         adapter_config=config,
         adapter=adapter,
         action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
-        constants=recipe.policy.constants.get(name, {}),
+        constants=robot.constants,
         rate_hz=pooled_rate_hz(robot.train),
         facts=_facts(setting, robot, result, starts),
     )

@@ -9,7 +9,7 @@ from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.card import DataLine
 from vla_adapt.adaptation.licenses import UNKNOWN
 from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
-from vla_adapt.episodes.provenance import provenance
+from vla_adapt.episodes.provenance import provenance, stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.training.setting import Robot, Setting
 
@@ -35,6 +35,5 @@ def trained_with(setting: Setting) -> dict[str, dict[str, Any]]:
 def _line(dataset: EpisodeDataset, held_out: int) -> DataLine:
     license, source = provenance(dataset)
     steps = int(dataset.lengths.sum())
-    return DataLine(
-        dataset.name, len(dataset), steps, held_out, license or UNKNOWN, source, recorded_rate_hz(dataset)
-    )
+    lines = dataset.name, len(dataset), steps, held_out, license or UNKNOWN, source
+    return DataLine(*lines, recorded_rate_hz(dataset), stand_ins(dataset))

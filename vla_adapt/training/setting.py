@@ -13,7 +13,7 @@ import torch
 
 from vla_adapt.actions.normalize import Normalizer, Statistics
 from vla_adapt.adaptation.bundle import Bundle
-from vla_adapt.adaptation.constants import Constants, check_constants
+from vla_adapt.adaptation.constants import Constants
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.robot_policy import RobotPolicy, normalizers
 from vla_adapt.adaptation.warm_start import start_robot
@@ -37,17 +37,19 @@ from vla_adapt.training.auxiliary import AuxiliaryLoss, target_statistics
 from vla_adapt.training.compatibility import check_compatible
 from vla_adapt.training.learner import Learner
 from vla_adapt.training.loss_balance import make_balance
+from vla_adapt.training.robot_constants import omission_notes, robot_constants
 
 
 @dataclass
 class Robot:
-    """One robot of a run."""
+    """One robot of a run; `constants` are what it is sent for components that none of its data records."""
 
     embodiment: Embodiment
     train: list[EpisodeDataset]
     held_out: list[EpisodeDataset]
     action: Statistics
     proprio: Statistics | None
+    constants: Constants
 
     @property
     def normalizers(self) -> tuple[Normalizer, Normalizer | None]:
@@ -80,7 +82,7 @@ class Setting:
         return RobotPolicy(
             model=self.learner.model, head=self.learner.heads[robot], embodiment=mine.embodiment,  # type: ignore[arg-type]
             action_statistics=mine.action, proprio_statistics=mine.proprio, adapted=self.learner.adapted,
-            observation=self.recipe.observation, constants=self.recipe.policy.constants.get(robot, {}),
+            observation=self.recipe.observation, constants=mine.constants,
         )  # fmt: skip
 
 
@@ -98,6 +100,8 @@ def prepare(recipe: Recipe) -> Setting:
     robots = _robots(data, recipe.policy.constants)
     notes += _check_held_out(recipe, robots)
     notes += [note for robot in robots.values() for note in rate_notes(robot.train)]
+    for name, robot in robots.items():
+        notes += omission_notes(robot.train, robot.constants, recipe.policy.constants.get(name, {}))
     model = _base(recipe)
     for name, robot in robots.items():
         cameras = 1 + len(recipe.policy.more_cameras)
@@ -176,8 +180,9 @@ def _check_camera(data: OpenedMixture, camera: str) -> None:
             if camera not in there:
                 raise ValueError(
                     f"{dataset.name}: no camera '{camera}', which the policy shall see; it has "
-                    f"{', '.join(there) or 'none'}: set policy.camera to one that all datasets have, or map "
-                    f"one of its image fields as '{camera}' in an entry of its own (cameras: ...)"
+                    f"{', '.join(there) or 'none'}: set policy.camera to one that all datasets have, or let "
+                    f"another stand in where it is missing (stand_in_cameras: {{{camera}: "
+                    f"{next(iter(there), '...')}}} beside the dataset's path, or in the mixture's defaults)"
                 )
 
 
@@ -187,9 +192,11 @@ def _robots(data: OpenedMixture, constants: Mapping[str, Constants]) -> dict[str
     for name, statistics in measured.items():
         mine = [part for part in data.parts if part.train.embodiment.name == name]
         train = [part.train for part in mine]
-        check_constants(train[0].embodiment, statistics.action.mask, constants.get(name, {}))
+        sent = robot_constants(train[0].embodiment, statistics.action.mask, train, constants.get(name, {}))
         held_out = [part.held_out for part in mine if part.held_out is not None]
-        robots[name] = Robot(train[0].embodiment, train, held_out, statistics.action, statistics.proprio)
+        robots[name] = Robot(
+            train[0].embodiment, train, held_out, statistics.action, statistics.proprio, sent
+        )
     for name in constants:
         if name not in robots:
             raise ValueError(f"policy.constants: no robot '{name}' in this run; {did_you_mean(name, robots)}")

@@ -199,3 +199,15 @@ def test_tfds_opens_what_came_from_lerobot(tmp_path: Path, lerobot_by_hand: Call
     np.testing.assert_array_equal([step["observation"]["top"] for step in steps], made.frames)
     assert [step["language_instruction"].decode() for step in steps] == made.tasks
     assert [bool(record["episode_metadata"]["success"]) for record in records] == [False, True, True]
+
+
+def test_instructions_that_change_stay_with_their_steps(tmp_path: Path, robot: Embodiment) -> None:
+    data = fake_data(robot, np.random.default_rng(0), length=6)
+    data.instruction, data.instruction_changes = "pick it", [(2, "place it"), (5, "pick it")]
+    with RldsWriter(tmp_path / "data", "changing", robot) as writer:
+        writer.add("train", data)
+    convert_dataset(writer.path, tmp_path / "there", "lerobot")
+    convert_dataset(tmp_path / "there", tmp_path / "back", "rlds")
+    for path in (writer.path, tmp_path / "there", tmp_path / "back"):
+        episode = open_dataset(path)[0]
+        assert [episode.instruction_at(t) for t in range(6)] == data.step_instructions

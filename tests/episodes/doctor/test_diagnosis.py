@@ -644,3 +644,25 @@ def test_defects_planted_into_real_episodes(
     ]
     plant("widowx", episodes)
     assert set(serious(diagnose("widowx", episodes))) == {code}
+
+
+def test_instructions_that_change_on_the_way_are_noted() -> None:
+    episodes = clean("franka_panda")
+    for data in episodes[:3]:
+        data.instruction_changes = [(4, "put it down")]
+    found = diagnose("franka_panda", episodes)
+    assert serious(found) == {}
+    (note,) = [finding for finding in found.findings if finding.code == "changing_instruction"]
+    assert note.severity == "note"
+    assert note.numbers["episodes"] == ["0", "1", "2"]
+    assert f"0 from {episodes[0].instruction!r} to 'put it down' at step 4" in note.evidence
+
+
+def test_steps_without_words_are_found_behind_a_first_one_with() -> None:
+    episodes = clean("franka_panda")
+    episodes[3].instruction_changes = [(4, " ")]
+    episodes[5].instruction = ""
+    (warning,) = [f for f in diagnose("franka_panda", episodes).findings if f.code == "empty_instruction"]
+    assert warning.severity == "warning"
+    assert warning.numbers["episodes"] == ["3", "5"]
+    assert "have no instruction, 1 of them at some steps" in warning.evidence

@@ -156,6 +156,14 @@ def test_a_mixture_may_choose_episodes(data: Path) -> None:
     assert examined(Source.model_validate(chosen)).examined[0].episodes == 2
 
 
+def test_a_camera_that_stands_in_is_noted(data: Path) -> None:
+    found = examined(Source(path=str(data), stand_in_cameras={"side": "primary"}))
+    assert errors(found) == {}
+    notes = [finding for finding in found.findings if finding.code == "camera_stand_in"]
+    assert [note.dataset for note in notes] == ["wander/train", "wander/val"]
+    assert "it has no camera 'side': images of 'primary' are given for it" in notes[0].evidence
+
+
 def test_malformed_descriptions_do_not_end_the_examination(data: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(data, tmp_path / "other" / "1.0.0"))
     (other / "dataset_info.json").write_text("[]")

@@ -138,3 +138,16 @@ def test_chart_draws_bands_gaps_and_zero() -> None:
 def test_unknown_episode(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fakes: episode 5 asked, it has 1; count from 0"):
         write_page(dataset()[0], 5, tmp_path / "x.html")
+
+
+def test_where_the_instruction_changes(tmp_path: Path) -> None:
+    source, data = dataset()
+    page, inside = written(source, tmp_path)
+    assert inside["words"] == [[0, data.instruction]]
+    assert "id=changes" not in page
+    data.instruction_changes = [(3, "put it <down>"), (6, "")]
+    page, inside = written(MemoryDataset("fakes", source.embodiment, [data]), tmp_path)
+    assert inside["words"] == [[0, data.instruction], [3, "put it <down>"], [6, ""]]
+    assert '<a href="#" data-step=3>step 3</a>: put it &lt;down&gt;' in page
+    assert "step 6</a>: <span class=bad>no instruction</span>" in page
+    assert "<datalist id=marks><option value=0><option value=3><option value=6></datalist>" in page

@@ -80,6 +80,13 @@ def test_an_entry_survives_json(text: str) -> None:
         ("field: pose, ", "", "missing key 'field'"),
         ("state:", "image_quirks: {wrist: [bgr]}\nstate:", "image_quirks: no camera 'wrist'"),
         ("state:", "image_quirks: {primary: [brg]}\nstate:", "did you mean 'bgr'?"),
+        (
+            "state:",
+            "stand_in_cameras: {wrist: top}\nstate:",
+            "no camera 'top' in cameras to give for 'wrist'",
+        ),
+        ("state:", "stand_in_cameras: {primary: primary}\nstate:", "'primary' is in cameras and needs no"),
+        ("state:", "constants: {gripper: [0]}\nstate:", "'gripper' is no component that `action` omits"),
         ("state:", "robot: My Robot\nstate:", "robot: got 'My Robot'"),
         ("state:", "rate_hz: 0\nstate:", "rate_hz: got 0"),
     ],
@@ -91,3 +98,15 @@ def test_wrong_entries_are_refused_in_one_helpful_line(old: str, new: str, wante
     assert str(caught.value).startswith("mine.yaml: ")
     assert "\n" not in str(caught.value)
     assert wanted in str(caught.value)
+
+
+def test_stand_ins_are_taken_where_they_fit() -> None:
+    text = "embodiment: franka\ncameras: {side: a, wrist: b}\nimage_quirks: {wrist: [bgr]}\n"
+    entry = read(f"{text}action: [a]\nstate: []\n")
+    assert entry.with_stand_ins({"side": "wrist", "primary": "top"}) is entry
+    given = entry.with_stand_ins({"primary": "wrist", "side": "wrist", "left": "top"})
+    assert given.stand_in_cameras == {"primary": "wrist"}
+    assert given.with_stand_ins({"primary": "side"}) is given, "the first one stays"
+    assert given.shown_cameras == {"side": "a", "wrist": "b", "primary": "b"}
+    assert given.shown_quirks == {"side": (), "wrist": ("bgr",), "primary": ("bgr",)}
+    assert DatasetEntry.model_validate_json(given.model_dump_json()) == given

@@ -89,3 +89,22 @@ def test_refusals(dataset: MemoryDataset, conditions: dict[str, Any], message: s
 def test_a_broken_expression_is_refused_when_read() -> None:
     with pytest.raises(ValidationError, match="no regular expression"):
         EpisodeFilter(instruction="open (the")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "kept"),
+    [
+        ({"instruction": "cup"}, [1, 2]),
+        ({"not_instruction": "cup"}, [0]),
+        ({"has_instruction": True}, [0, 1]),
+    ],
+)
+def test_instructions_that_change_within_an_episode(
+    conditions: dict[str, Any], kept: list[int], robot: Embodiment
+) -> None:
+    episodes = [fake_data(robot, np.random.default_rng(0), 6) for _ in range(3)]
+    for data, later in zip(episodes, ("push", "lift the cup", ""), strict=True):
+        data.instruction, data.instruction_changes = "reach", [(4, later)]
+    episodes[2].instruction = "cup"
+    index, _ = filter_episodes(MemoryDataset("three", robot, episodes), EpisodeFilter(**conditions))
+    assert index.tolist() == kept

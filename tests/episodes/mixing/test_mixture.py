@@ -244,3 +244,16 @@ def test_history_reaches_the_windows() -> None:
         np.testing.assert_array_equal(cut["images"]["primary"][-1], dataset[0].image(step))
     with pytest.raises(ValueError, match="history 0: wanted at least 1 step"):
         Mixture([(dataset, 1.0)], 0, 2, history=0)
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_a_window_has_the_instruction_of_its_step(history: int) -> None:
+    robot = Embodiment.load("franka_panda")
+    data = [fake_data(robot, np.random.default_rng(0), 6) for _ in range(2)]
+    data[0].instruction_changes = [(2, "put it down"), (5, "go home")]
+    mixture = Mixture([(MemoryDataset("m", robot, data), 1)], seed=0, horizon=3, history=history)
+    words = [one.step_instructions for one in data]
+    windows = mixture.windows(range(12))
+    assert len({(window["drawn"].episode, window["drawn"].step) for window in windows}) == 12
+    for window in windows:
+        assert window["instruction"] == words[window["drawn"].episode][window["ids"]["step"]]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from vla_adapt.episodes import fake_data, open_dataset
 from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
 from vla_adapt.episodes.mixing.held_out import is_held_out
-from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source, SourceOptions
 from vla_adapt.episodes.mixing.open_mixture import open_mixture, open_source, resolve
 from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import EpisodeDataset
@@ -239,3 +240,55 @@ def test_sources_of_a_named_mixture(oxe_folder: tuple[Path, Path]) -> None:
     ):
         other = MixtureSpec.model_validate({**spec.model_dump(), "defaults": defaults, "sources": []})
         assert {(source.held_out, source.judged_split) for source in resolve(other)[0]} == {(held_out, split)}
+
+
+@pytest.fixture(scope="module")
+def wrist_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of a robot that declares a primary camera, recorded by the one on its wrist."""
+    robot, rng = Embodiment.load("ur5e"), np.random.default_rng(2)
+    with RldsWriter(tmp_path_factory.mktemp("wrist"), "wrist_only", robot) as writer:
+        for split in ("train", "train", "val"):
+            data = fake_data(robot, rng, 5)
+            writer.add(split, replace(data, images={"wrist": data.images["wrist"]}))
+    return writer.path
+
+
+def test_a_camera_that_stands_in(many: Path, wrist_only: Path) -> None:
+    given = {"primary": "wrist"}
+    sources = [Source(path=str(path), stand_in_cameras=given) for path in (many, wrist_only)]
+    opened = open_mixture(MixtureSpec(sources=sources))
+    assert opened.notes == ["wrist_only: it has no camera 'primary'; its camera 'wrist' stands in"]
+    part = opened.parts[1]
+    for dataset in (part.train, part.held_out):
+        assert dataset is not None
+        assert dataset[0].cameras == ("wrist", "primary")
+        np.testing.assert_array_equal(dataset[0].image(3, "primary"), dataset[0].image(3, "wrist"))
+    cut = [opened.draw(0, 2, cameras=("primary",)).window(n) for n in range(8)]
+    assert {window["ids"]["dataset"] for window in cut} == {"many", "wrist_only"}
+    both = opened.draw(0, 2, cameras=(), optional_cameras=("primary", "wrist"))
+    assert all(
+        window["image_mask"] == {"primary": True, "wrist": True} for window in map(both.window, range(8))
+    )
+    with pytest.raises(ValueError, match="wrist_only: no camera 'primary'; it has wrist"):
+        open_mixture(MixtureSpec(sources=[Source(path=str(wrist_only))])).draw(0, 2)
+
+
+def test_a_stand_in_that_nobody_needs_or_has_is_told(many: Path, wrist_only: Path) -> None:
+    idle = "stand_in_cameras: no dataset lacks camera 'primary' and has '{}', so it has no effect"
+    for path, other in ((many, "wrist"), (wrist_only, "wirst")):
+        source = Source(path=str(path), stand_in_cameras={"primary": other})
+        assert open_mixture(MixtureSpec(sources=[source])).notes == [idle.format(other)]
+
+
+def test_stand_ins_of_a_named_mixture_and_of_a_recipe(wrist_only: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "title: mine\nbalance: size\nstand_in_cameras: {primary: wrist}\n"
+        "datasets: [{dataset: bridge_dataset, weight: 1}]\n"
+    )
+    (tmp_path / "bridge_dataset").mkdir()
+    for defaults, wanted in (({}, {"primary": "wrist"}), ({"primary": "side"}, {"primary": "side"})):
+        spec = MixtureSpec(
+            named=str(file), folder=str(tmp_path), defaults=SourceOptions(stand_in_cameras=defaults)
+        )
+        assert resolve(spec)[0][0].stand_in_cameras == wanted

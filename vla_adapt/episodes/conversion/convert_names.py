@@ -51,6 +51,8 @@ def renamed_entry(entry: DatasetEntry, names: Mapping[str, str], instruction: st
     for part in ("cameras", "extra"):
         data[part] = {key: names[field] for key, field in getattr(entry, part).items() if field in names}
     data["depth"] = {key: value for key, value in data["depth"].items() if value["field"] in names.values()}
+    stand_ins = entry.stand_in_cameras.items()
+    data["stand_in_cameras"] = {name: camera for name, camera in stand_ins if camera in data["cameras"]}
     data["instruction"], data["instruction_text"] = instruction, None
     for vector in ("action", "state"):
         fields = getattr(entry, vector)

@@ -12,6 +12,7 @@ Last, what shows only when datasets are put side by side. The codes of findings:
     motion     absolute_actions frame_mismatch axes_mismatch action_scale action_lag not_integrable
                joint_mismatch idle_frames dummy_first_action
     time       control_rate robot_rate pooled_rates time_gaps time_not_increasing
+    cameras    camera_stand_in (found when opening)
     images     black_images plain_images frozen_images image_sizes camera_sizes bgr_images
 """
 

@@ -11,6 +11,7 @@ from vla_adapt.episodes.doctor.doctor_finding import Finding
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter, filter_episodes
 from vla_adapt.episodes.mixing.mixture_spec import Source
 from vla_adapt.episodes.opening import open_dataset
+from vla_adapt.episodes.provenance import stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
@@ -41,6 +42,7 @@ def open_patients(sources: Sequence[Source]) -> Patients:
             name = f"{dataset.name}/{split}"
             found.names.append(name if name not in found.names else f"{name} ({source.path})")
             found.datasets.append(dataset)
+            found.findings += _stand_ins(found.names[-1], dataset)
     return found
 
 
@@ -50,7 +52,7 @@ def _open(source: Source, split: str) -> EpisodeDataset:
         warnings.simplefilter("ignore")  # what is skipped is told as a finding
         dataset: EpisodeDataset = open_dataset(
             path, embodiment=source.embodiment, split=split, entry=source.entry, cache_dir=source.cache_dir,
-            check=False, on_error="skip",
+            check=False, on_error="skip", stand_in_cameras=source.stand_in_cameras,
         )  # fmt: skip
     wanted = source.filter if split == source.split else source.filter.without_ids()
     if wanted != EpisodeFilter():
@@ -58,6 +60,18 @@ def _open(source: Source, split: str) -> EpisodeDataset:
     if source.episodes is not None and split == source.split:
         dataset = EpisodeSubset(dataset, range(min(source.episodes, len(dataset))))
     return dataset
+
+
+def _stand_ins(name: str, dataset: EpisodeDataset) -> list[Finding]:
+    return [
+        Finding(
+            "camera_stand_in", "note", name,
+            f"it has no camera '{missing}': images of '{other}' are given for it, as stand_in_cameras says",
+            f"fine where that is what it shall look through; who serves it sends images of '{other}' as "
+            f"'{missing}'",
+        )
+        for missing, other in stand_ins(dataset).items()
+    ]  # fmt: skip
 
 
 def _not_opened(name: str, error: Exception) -> Finding:

@@ -6,6 +6,7 @@ datasets, from a YAML file, or from the caller. Nothing is guessed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -191,11 +192,14 @@ class DatasetEntry(_Strict):
         robot: name to keep the data's statistics and adapter under when they must not be shared with other
             data of the same embodiment, as where the stored unit is not documented.
         cameras: our camera name -> image field.
+        stand_in_cameras: camera that was not recorded -> the one of `cameras` whose images are given for it.
         image_quirks: camera -> what is wrong with its stored images; undone when they are read.
         depth: camera -> depth field.
         action: field, or fields to concatenate, making the native action in the embodiment's order; or
             component of the embodiment -> `Source` (or list of them to concatenate), or `omit` for one that
             the dataset does not record: its slots are masked.
+        constants: component that `action` omits -> native numbers to send to a robot that learns it from no
+            other data (a turn of 0, a gripper that stays closed); a recipe's `policy.constants` go before.
         state: the same for proprioception; empty when the dataset has none the embodiment knows.
         computed: fields made from stored ones.
         instruction: text field of a step, "episode_metadata/..." or other episode-level text, or an integer
@@ -213,9 +217,11 @@ class DatasetEntry(_Strict):
     embodiment: str
     robot: str | None = Field(default=None, pattern=r"^[a-z][a-z0-9_]*$")
     cameras: dict[str, str]
+    stand_in_cameras: dict[str, str] = {}
     image_quirks: dict[str, tuple[ImageQuirk, ...]] = {}
     depth: dict[str, Depth] = {}
     action: Vector = ("action",)
+    constants: dict[str, tuple[float, ...]] = {}
     state: Vector = ("observation/state",)
     computed: dict[str, Computed] = {}
     instruction: str = "language_instruction"
@@ -240,6 +246,44 @@ class DatasetEntry(_Strict):
         """Every stored per-step field it names but the instruction, each once, the action's first."""
         pictures = (*self.cameras.values(), *(depth.field for depth in self.depth.values()))
         return tuple(dict.fromkeys((*self.number_fields, *pictures, *self.extra.values())))
+
+    @property
+    def shown_cameras(self) -> dict[str, str]:
+        """Every name that images are given by -> image field: cameras and stand-ins."""
+        return self.cameras | {name: self.cameras[other] for name, other in self.stand_in_cameras.items()}
+
+    @property
+    def shown_quirks(self) -> dict[str, tuple[ImageQuirk, ...]]:
+        """What is wrong with the stored images of each of `shown_cameras`."""
+        of = {name: self.stand_in_cameras.get(name, name) for name in self.shown_cameras}
+        return {name: self.image_quirks.get(camera, ()) for name, camera in of.items()}
+
+    def with_stand_ins(self, wanted: Mapping[str, str]) -> DatasetEntry:
+        """The entry with those stand-ins (name -> camera) whose name it lacks and whose camera it has."""
+        found = {
+            name: other
+            for name, other in wanted.items()
+            if name not in self.shown_cameras and other in self.cameras
+        }
+        if not found:
+            return self
+        return self.model_copy(update={"stand_in_cameras": self.stand_in_cameras | found})
+
+    @model_validator(mode="after")
+    def _stand_ins_are_of_cameras(self) -> DatasetEntry:
+        for name, other in self.stand_in_cameras.items():
+            if other not in self.cameras:
+                raise ValueError(f"stand_in_cameras: no camera '{other}' in cameras to give for '{name}'")
+            if name in self.cameras:
+                raise ValueError(f"stand_in_cameras: '{name}' is in cameras and needs no stand-in")
+        return self
+
+    @model_validator(mode="after")
+    def _constants_are_of_omitted_ones(self) -> DatasetEntry:
+        for name in self.constants:
+            if not isinstance(self.action, dict) or self.action.get(name) != ():
+                raise ValueError(f"constants: '{name}' is no component that `action` omits; leave it out")
+        return self
 
     @field_validator("image_quirks")
     @classmethod

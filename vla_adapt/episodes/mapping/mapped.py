@@ -63,6 +63,8 @@ class MappedDataset:
         self.lasting_name = store.name if lasting_name is None else lasting_name
         self.name, self.split, self.path = self.lasting_name or store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
+        self._cameras = entry.shown_cameras
+        self._quirks = entry.shown_quirks
         self._stands_in = check and on_error == "skip"
         self.store = store
         self._recorded = recorded_numbers(store)
@@ -120,8 +122,8 @@ class MappedDataset:
         return None if inner is None else partial(self._prefetch, inner)
 
     def _prefetch(self, inner: Callable[[str, int, int], None], index: int, t: int, camera: str) -> None:
-        if camera in self.entry.cameras:
-            inner(self.entry.cameras[camera], index, self._drop_first + t)
+        if camera in self._cameras:
+            inner(self._cameras[camera], index, self._drop_first + t)
 
     def episode_id(self, index: int) -> str:
         """A name for the episode that is stable across machines: "split/number" or the entry's own field."""
@@ -240,7 +242,7 @@ class MappedDataset:
             "episode_id": self.episode_id(index),
             "instruction": runs[0][1],
             "instruction_changes": runs[1:],
-            "cameras": tuple(self.entry.cameras),
+            "cameras": tuple(self._cameras),
             "extra_keys": tuple(self.entry.extra),
             "read_image": partial(self._image, index),
             "read_extra": partial(self._extra, index),
@@ -258,12 +260,12 @@ class MappedDataset:
         return self._fetch(index, t, camera)()
 
     def _fetch(self, index: int, t: int, camera: str) -> PendingImage:
-        field, step = self.entry.cameras[camera], self._drop_first + t
+        field, step = self._cameras[camera], self._drop_first + t
         try:
             pending = self._fetch_stored(field, index, step)
         except ValueError as error:
             image = self._instead(error, index, t, camera)
-            return partial(undo_quirks, image, self.entry.image_quirks.get(camera, ()))
+            return partial(undo_quirks, image, self._quirks[camera])
         return partial(self._decode, pending, index, t, camera)
 
     def _decode(self, pending: PendingImage, index: int, t: int, camera: str) -> np.ndarray:
@@ -271,7 +273,7 @@ class MappedDataset:
             image = pending()
         except ValueError as error:
             image = self._instead(error, index, t, camera)
-        return undo_quirks(image, self.entry.image_quirks.get(camera, ()))
+        return undo_quirks(image, self._quirks[camera])
 
     def _instead(self, error: ValueError, index: int, t: int, camera: str) -> np.ndarray:
         """What stands in for an image that cannot be read: the one nearest before step t, else after it.
@@ -281,7 +283,7 @@ class MappedDataset:
         reason = f"{self.name}: episode {self.episode_id(index)} step {t} camera '{camera}': {error}"
         if not self._stands_in:
             raise ValueError(reason) from None
-        field = self.entry.cameras[camera]
+        field = self._cameras[camera]
         for step in (*range(t - 1, -1, -1), *range(t + 1, int(self.lengths[index]))):
             try:
                 image = self.store.image(field, index, self._drop_first + step)

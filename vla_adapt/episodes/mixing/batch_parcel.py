@@ -65,14 +65,20 @@ def pack(batch: Any, block: Block) -> Parcel:
         return False
 
     def tensor(thing: torch.Tensor) -> Any:
-        """What a tensor is made from again: its place, if it lies in the block already."""
+        """What a tensor is made from again: its place in the block, put there if need be and room be."""
         plain = thing.layout is torch.strided and thing.device.type == "cpu" and not thing.requires_grad
         if not plain or thing.dtype not in _DTYPES:
             return reductions.reduce_tensor(thing)  # PyTorch's own way
+        dtype, shape, strides = _DTYPES[thing.dtype], tuple(thing.shape), None
         offset = thing.data_ptr() - start
-        if 0 <= offset <= len(block.memory) - thing.nbytes and thing.is_contiguous():
-            return _at, (offset, tuple(thing.shape), _DTYPES[thing.dtype])
-        return torch.from_numpy, (thing.numpy(),)
+        if not 0 <= offset < len(block.memory):
+            if thing.nbytes > len(block.memory) - block.used:
+                return torch.from_numpy, (thing.numpy(),)
+            offset = block.fill(thing.nbytes)
+            np.ndarray(shape, dtype, block.memory, offset)[...] = thing.numpy()
+        elif not thing.is_contiguous():
+            strides = tuple(thing.element_size() * stride for stride in thing.stride())
+        return _at, (offset, shape, dtype, strides)
 
     file = io.BytesIO()
     pickler = ForkingPickler(file, pickle.HIGHEST_PROTOCOL, True, stays)
@@ -100,8 +106,10 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _at(offset: int, shape: tuple[int, ...], dtype: str, memory: memoryview) -> torch.Tensor:
-    return torch.from_numpy(np.ndarray(shape, dtype, memory, offset))
+def _at(
+    offset: int, shape: tuple[int, ...], dtype: str, strides: tuple[int, ...] | None, memory: memoryview
+) -> torch.Tensor:
+    return torch.from_numpy(np.ndarray(shape, dtype, memory, offset, strides))
 
 
 def _address(buffer: memoryview) -> int:

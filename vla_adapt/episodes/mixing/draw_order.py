@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 
 import numpy as np
@@ -44,12 +45,13 @@ class DrawOrder:
     def at(self, occurrence: int) -> tuple[int, int]:
         """Episode and step of draw number `occurrence` >= 0."""
         epoch, position, ends = self._epochs.place(occurrence)
+        plain = ends.data  # its elements are plain integers, got at a third of an array's time
         if self._open_blocks is None:
-            row = permuted(position, int(ends[-1]), (*self._key, epoch))
+            row = permuted(position, plain[-1], (*self._key, epoch))
         else:
             row = self._order(epoch, ends, self._open_blocks).row(position)
-        episode = int(ends.searchsorted(row, side="right"))
-        start = int(ends[episode - 1]) if episode else 0
+        episode = bisect_right(plain, row)
+        start = plain[episode - 1] if episode else 0
         return episode, (row - start) % int(self._lengths[episode])
 
     def _order(self, epoch: int, ends: np.ndarray, open_blocks: int) -> BlockOrder:

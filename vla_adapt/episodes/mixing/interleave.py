@@ -26,8 +26,10 @@ class Turn(NamedTuple):
 
 
 class _Period(NamedTuple):
-    dataset: np.ndarray
-    rank: np.ndarray
+    """Of each slot; as views whose elements are plain integers, got at a third of an array's time."""
+
+    dataset: memoryview[int]
+    rank: memoryview[int]
 
 
 class Interleave:
@@ -54,9 +56,9 @@ class Interleave:
     def turn(self, n: int) -> Turn:
         """Dataset and occurrence of sample number `n` >= 0."""
         number, slot = divmod(n, self.period)
-        period = self._period(number)
-        dataset = int(period.dataset[slot])
-        return Turn(dataset, number * int(self.counts[dataset]) + int(period.rank[slot]))
+        owners, ranks = self._period(number)
+        dataset = owners[slot]
+        return Turn(dataset, number * int(self.counts[dataset]) + ranks[slot])
 
     def _period(self, number: int) -> _Period:
         found = self._periods.get(number)
@@ -76,7 +78,7 @@ class Interleave:
         rank = np.empty(self.period, np.int32)
         for i, count in enumerate(self.counts):
             rank[dataset == i] = np.arange(count)
-        return _Period(dataset, rank)
+        return _Period(dataset.data, rank.data)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_periods": OrderedDict()}

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vla_adapt.episodes.mixing.batch_parcel import Parcel, pack, unpack
 from vla_adapt.episodes.mixing.frame_blocks import BlockPool, frames_into
 from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.mixing.worker_queue import PipeContext, forks
 from vla_adapt.episodes.windows import Window
 
 Collate = Callable[[list[Window]], Any]
@@ -61,7 +62,7 @@ class StepBatches(Dataset[Any]):
             self.mixture.prefetch(self.numbers(soon))
         with frames_into(block):
             windows = self.mixture.windows(self.numbers(step))
-        batch = windows if self._collate is None else self._collate(windows)
+            batch = windows if self._collate is None else self._collate(windows)
         if worker is None or pool is None or block is None:
             return batch
         parcel = pack(batch, block)
@@ -95,6 +96,9 @@ class MixtureLoader(DataLoader[Any]):
 
     def __init__(self, batches: StepBatches, steps: _Steps, **options: Any):
         options["worker_init_fn"] = partial(_start_worker, options.get("worker_init_fn"))
+        sends_blocks = not options.get("persistent_workers") and not options.get("pin_memory")
+        if options.get("num_workers") and sends_blocks and forks():
+            options.setdefault("multiprocessing_context", PipeContext())
         super().__init__(batches, batch_size=None, sampler=steps, collate_fn=_as_is, **options)  # type: ignore[arg-type]
         self._batches, self._steps = batches, steps
         self._given = steps.start

@@ -32,6 +32,8 @@ class SourceOptions(BaseModel):
         episodes: only the first so many.
         filter: which episodes count.
         on_error: damaged episodes: "error", or "skip" and say so; images: see `mapped.MappedDataset`.
+        stand_in_cameras: camera name -> another camera, whose images are given for it where the dataset lacks
+            the first ({primary: wrist}); both names then show them.
         stride: keep every n-th step; actions then cover the steps between, see `strided.StridedDataset`.
         image_scale: decode the images to train on smaller, see `opening.open_dataset`; those to judge on are
             always decoded at full size.
@@ -48,6 +50,7 @@ class SourceOptions(BaseModel):
     episodes: int | None = Field(default=None, gt=0)
     filter: EpisodeFilter = EpisodeFilter()
     on_error: OnError = "error"
+    stand_in_cameras: dict[str, str] = {}
     stride: int = Field(default=1, ge=1)
     image_scale: int | None = Field(default=None, ge=1)
     verify_images: bool = False
@@ -144,11 +147,15 @@ class NamedLine(SourceOptions):
 
 
 class NamedMixture(BaseModel):
-    """A file of `recipes/mixtures`: names, weights and what of each dataset is taken; no paths."""
+    """A file of `recipes/mixtures`: names, weights and what of each dataset is taken; no paths.
+
+    `stand_in_cameras` are for all its datasets, as of `SourceOptions`; a recipe's `defaults` go before.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     title: str
     balance: Balance
+    stand_in_cameras: dict[str, str] = {}
     datasets: list[NamedLine] = Field(min_length=1)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vla_adapt.episodes.mixing.held_out import is_held_out
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.mixture_spec import NAMED_HELD_OUT, MixtureSpec, NamedMixture, Source
 from vla_adapt.episodes.opening import open_dataset
+from vla_adapt.episodes.provenance import stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.byte_source import is_url
 from vla_adapt.episodes.strided import StridedDataset
@@ -91,6 +93,7 @@ def open_mixture(spec: MixtureSpec, full_size: bool = False) -> OpenedMixture:
         balance,
     )
     notes += [note for part in parts for note in part.notes]
+    notes += _idle_stand_ins(spec, parts)
     if balance == "dataset" and len({source.weight for source in sources}) > 1:
         notes.append("balance 'dataset' gives all datasets the same share: their weights have no effect")
     return OpenedMixture(parts, shares, spec.open_blocks if spec.order == "shards" else None, notes)
@@ -117,6 +120,8 @@ def resolve(spec: MixtureSpec) -> tuple[list[Source], Balance, list[str]]:
     defaults = spec.defaults
     if defaults.held_out is None and defaults.held_out_split is None:
         defaults = defaults.model_copy(update={"held_out": NAMED_HELD_OUT})
+    given = named.stand_in_cameras | defaults.stand_in_cameras
+    defaults = defaults.model_copy(update={"stand_in_cameras": given})
     sources = [
         Source(**line.over(defaults), path=paths[name], entry=name, weight=line.weight)
         for name, line in lines.items()
@@ -134,7 +139,7 @@ def open_source(source: Source) -> Part:
     dataset = open_split(source, source.split, source.image_scale)
     notes = _damage(dataset)
     train, filtered = _chosen(dataset, source.filter)
-    notes += filtered
+    notes += [*filtered, *stand_in_notes(dataset)]
     held_out = _judged(source, notes)
     if source.held_out is not None:
         train, held_out = _parted(train, source, notes)
@@ -180,10 +185,30 @@ def open_split(
         verify_crc=source.verify_crc,
         check=check,
         on_error=source.on_error,
+        stand_in_cameras=source.stand_in_cameras,
         verify_images=source.verify_images,
         image_scale=image_scale,
     )
     return dataset if source.stride == 1 else StridedDataset(dataset, source.stride)
+
+
+def stand_in_notes(dataset: EpisodeDataset) -> list[str]:
+    """Which of a dataset's cameras are given for which that it lacks."""
+    return [
+        f"{dataset.name}: it has no camera '{name}'; its camera '{other}' stands in"
+        for name, other in stand_ins(dataset).items()
+    ]
+
+
+def _idle_stand_ins(spec: MixtureSpec, parts: Sequence[Part]) -> list[str]:
+    """Notes on stand-ins that somebody asked for and no dataset took."""
+    asked = [spec.defaults.stand_in_cameras, *(source.stand_in_cameras for source in spec.sources)]
+    used = [stand_ins(part.train) for part in parts]
+    return [
+        f"stand_in_cameras: no dataset lacks camera '{name}' and has '{other}', so it has no effect"
+        for name, other in dict.fromkeys(pair for each in asked for pair in each.items())
+        if not any(each.get(name) == other for each in used)
+    ]
 
 
 def _damage(dataset: EpisodeDataset) -> list[str]:

@@ -60,9 +60,7 @@ class RldsStore:
         self._fact_paths = {
             path.removeprefix(METADATA): path for path in folder.leaves if not path.startswith(STEPS)
         }
-        self._lengths, self._ends = index.lengths, np.cumsum(index.lengths)
-        self._shard_numbers = index.arrays["shard"]
-        self._image_columns: dict[str, _ImageColumn] = {}
+        self._view_index()
         self._reader = ShardReader(index.shards)
         self.skipped = [text for text, _ in index.notes]
         if self.skipped:
@@ -136,7 +134,7 @@ class RldsStore:
         """Read one image; the returned call decodes it. Raises as `image`, each half what it can find."""
         column = self._one_image(field)
         data, offset = self._encoded(column, self._row(episode, step), episode)
-        return partial(self._decode_stored, data, column.leaf, episode, offset)
+        return partial(self._decode, data, column.leaf, partial(self._byte, episode, offset))
 
     def prefetcher(self) -> Callable[[str, int, int], None] | None:
         """A call (field, episode, step) that fetches an image in the background; None: nothing is remote."""
@@ -144,8 +142,8 @@ class RldsStore:
 
     def _prefetch(self, field: str, episode: int, step: int) -> None:
         column, row = self._one_image(field), self._row(episode, step)
-        shard = int(self._shard_numbers[episode])
-        self._reader.prefetch(shard, int(column.offsets[row]), int(column.sizes[row]))
+        shard = self._shard_numbers[episode]
+        self._reader.prefetch(shard, column.offsets[row], column.sizes[row])
 
     def images(self, field: str, episode: int, step: int) -> list[Any]:
         """All images of one step of a field that holds a sequence of them (nested lists: of sequences)."""
@@ -210,7 +208,7 @@ class RldsStore:
             return arrays[f"{path}:value"][episode].tolist()
         if leaf.kind is Kind.IMAGE:
             data, offset = self._encoded(_ImageColumn.of(arrays, path, leaf), episode, episode)
-            return self._decode_stored(data, leaf, episode, offset)
+            return self._decode(data, leaf, partial(self._byte, episode, offset))
         if leaf.optional and not arrays[f"{stored_keys(path, leaf)[0]}:span"][episode][0]:
             return None
         value = self._values(path, leaf, episode)
@@ -247,13 +245,13 @@ class RldsStore:
 
     def _stored_list(self, episode: int, key: str) -> tuple[Buffer, Span]:
         kind, start, end = (int(x) for x in self._index.arrays[f"{key}:span"][episode])
-        data = self._reader.read(int(self._shard_numbers[episode]), start, end - start) if kind else b""
+        data = self._reader.read(self._shard_numbers[episode], start, end - start) if kind else b""
         return data, Span(kind, 0, len(data))
 
     def _encoded(self, column: _ImageColumn, row: int, episode: int) -> tuple[bytes, int]:
         """An image's stored bytes, and at which byte of the episode's shard they begin."""
-        offset = int(column.offsets[row])
-        data = self._reader.read(int(self._shard_numbers[episode]), offset, int(column.sizes[row]))
+        offset = column.offsets[row]
+        data = self._reader.read(self._shard_numbers[episode], offset, column.sizes[row])
         if self._verify_images and crc32c(data) != int(column.checksums[row]):  # type: ignore[index]
             where = self._byte(episode, offset)
             raise ValueError(f"CRC of the image is wrong, the file has changed ({where}); copy it again")
@@ -265,12 +263,8 @@ class RldsStore:
         except ValueError as error:
             raise ValueError(f"{error} ({where()})") from None
 
-    def _decode_stored(self, data: bytes, leaf: LeafSpec, episode: int, offset: int) -> np.ndarray:
-        """An image that begins at a byte of the episode's shard."""
-        return self._decode(data, leaf, partial(self._byte, episode, offset))
-
     def _byte(self, episode: int, offset: int) -> str:
-        return f"{self._index.shards[int(self._shard_numbers[episode])].location} byte {offset}"
+        return f"{self._index.shards[self._shard_numbers[episode]].location} byte {offset}"
 
     def _decode_all(self, encoded: Any, leaf: LeafSpec, where: Callable[[], str]) -> Any:
         return [
@@ -282,32 +276,46 @@ class RldsStore:
 
     def locate(self, episode: int) -> str:
         """Shard and name of an episode, for messages."""
-        shard = int(self._shard_numbers[episode])
+        shard = self._shard_numbers[episode]
         return f"{self._index.shards[shard].location} episode {self.split}/{self.ordinals[episode]}"
 
     def _row(self, episode: int, step: int) -> int:
-        length = int(self._lengths[episode])
+        length = self._lengths[episode]
         if not 0 <= step < length:
             raise ValueError(f"{self.locate(episode)}: step {step} asked, it has {length}")
-        return int(self._ends[episode]) - length + step
+        return self._ends[episode] - length + step
 
     def _rows(self, episode: int) -> slice:
-        end = int(self._ends[episode])
-        return slice(end - int(self._index.lengths[episode]), end)
+        return slice(self._ends[episode] - self._lengths[episode], self._ends[episode])
+
+    def _view_index(self) -> None:
+        """Memory views, here and in image columns, give plain integers in a third of an array's time."""
+        lengths = self._index.lengths
+        self._lengths, self._ends = lengths.data, np.cumsum(lengths).data
+        self._shard_numbers = self._index.arrays["shard"].data
+        self._image_columns: dict[str, _ImageColumn] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        views = ("_lengths", "_ends", "_shard_numbers", "_image_columns")
+        return {key: value for key, value in self.__dict__.items() if key not in views}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._view_index()
 
 
 class _ImageColumn(NamedTuple):
     """Where the images of one field lie in their shards, by row of the index."""
 
     leaf: LeafSpec
-    offsets: Int64[np.ndarray, " N"]
-    sizes: Shaped[np.ndarray, " N"]
+    offsets: memoryview[int]
+    sizes: memoryview[int]
     checksums: Shaped[np.ndarray, " N"] | None
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray], path: str, leaf: LeafSpec) -> _ImageColumn:
         checksums = arrays.get(f"{path}:crc")
-        return cls(leaf, arrays[f"{path}:offset"], arrays[f"{path}:size"], checksums)
+        return cls(leaf, arrays[f"{path}:offset"].data, arrays[f"{path}:size"].data, checksums)
 
 
 class _Facts(Mapping[str, Any]):

@@ -46,7 +46,13 @@ def runs_of_texts(texts: Sequence[str]) -> Runs:
 def every_step(runs: Runs, steps: int) -> list[str]:
     """The text of each of `steps` steps."""
     ends = [*(start for start, _ in runs[1:]), steps]
-    return [text for (start, text), end in zip(runs, ends, strict=True) for _ in range(start, end)]
+    return [text for (start, text), end in zip(runs, ends, strict=False) for _ in range(start, end)]
+
+
+def every_nth(runs: Runs, n: int, steps: int) -> Runs:
+    """Runs among the steps 0, n, 2n, ... of `steps`, which become steps 0, 1, 2, ..."""
+    kept = {-(-start // n): text for start, text in runs}  # of several before one kept step the last counts
+    return _joined([(start, text) for start, text in kept.items() if start * n < steps])
 
 
 def _from_texts(store: StoredEpisodes, field: str, episode: int) -> Runs:

@@ -1,0 +1,74 @@
+"""Windows to a dictionary of tensors: the `collate` of a loader whose consumer is not our trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vla_adapt.episodes.mixing.frame_blocks import current_block
+from vla_adapt.episodes.windows import Window
+
+_NUMBERS = ("action", "action_mask", "proprio", "proprio_mask", "history_mask")
+_TEXTS = ("instruction", "robot")
+
+
+def stack_windows(windows: Sequence[Window]) -> dict[str, Any]:
+    """Windows, all with or all without history, as one batch; images keep their size and type.
+
+    Returns:
+        images {camera: uint8 [B, h, w, 3], or a list of B tensors where datasets differ in size},
+        image_mask {camera: [B] bool}, action [B, H, 32], action_mask [B, H, 32], proprio [B, 32],
+        proprio_mask [B, 32] (with history as of `window`), instruction and robot (lists of str), extra {key:
+        [B, ...]} of the numbers that all windows have, sample [B] int64 (its number in the mixture, or -1).
+    """
+    first = windows[0]
+    cameras = first["images"]
+    return {
+        "images": {camera: _images([window["images"][camera] for window in windows]) for camera in cameras},
+        "image_mask": {
+            camera: _numbers([window["image_mask"][camera] for window in windows]) for camera in cameras
+        },
+        **{key: _numbers([window[key] for window in windows]) for key in _NUMBERS if key in first},
+        **{key: [window[key] for window in windows] for key in _TEXTS},
+        "extra": _extra([window["extra"] for window in windows]),
+        "sample": _numbers([window["ids"].get("sample", -1) for window in windows]),
+    }
+
+
+def _extra(extras: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Numbers that all windows have, of one shape."""
+    found = {}
+    for key in sorted(set(extras[0]).intersection(*extras)) if any(extras) else ():
+        arrays = [np.asarray(extra[key]) for extra in extras]
+        if arrays[0].dtype.kind in "fiub" and len({array.shape for array in arrays}) == 1:
+            found[key] = _numbers(arrays)
+    return found
+
+
+def _numbers(values: list[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.array(values))  # twice as fast as np.stack
+
+
+def _images(frames: list[np.ndarray]) -> torch.Tensor | list[torch.Tensor]:
+    tensors = [torch.from_numpy(frame) for frame in frames]
+    if len({frame.shape for frame in frames}) > 1:
+        return tensors
+    together = _in_block(tensors)
+    return torch.stack(tensors) if together is None else together
+
+
+def _in_block(frames: list[torch.Tensor]) -> torch.Tensor | None:
+    """A view of frames that lie at equal distances in this thread's block of frame memory; else None."""
+    block, first = current_block(), frames[0]
+    if block is None or not all(map(torch.Tensor.is_contiguous, frames)):
+        return None
+    memory = torch.frombuffer(block.memory, dtype=torch.uint8)
+    start, places = memory.data_ptr(), [frame.data_ptr() for frame in frames]
+    apart = places[1] - places[0] if len(places) > 1 else first.nbytes
+    even = apart >= first.nbytes and places == list(range(places[0], places[-1] + 1, apart))
+    if not even or not start <= places[0] <= places[-1] <= start + memory.nbytes - first.nbytes:
+        return None
+    return memory.as_strided((len(frames), *first.shape), (apart, *first.stride()), places[0] - start)

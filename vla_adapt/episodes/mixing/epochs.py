@@ -54,10 +54,11 @@ class Epochs:
         if weights is not None and self.steps:
             with np.errstate(over="ignore"):
                 total = float(weights @ lengths)
-            if not np.isfinite(total):
-                weights = weights / weights.max()
-                total = float(weights @ lengths)
-            self._rates = weights * (self.steps / total)
+            if np.isfinite(total):
+                self._rates = weights * (self.steps / total)
+            else:
+                scaled = weights / weights.max()
+                self._rates = scaled * (self.steps / float(scaled @ lengths))
             rng = np.random.Generator(np.random.PCG64([*key, len(lengths)]))
             self._offsets = rng.integers(_GRAIN, size=len(lengths)) / _GRAIN
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import yaml
 
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
 from vla_adapt.recipe import Recipe
 from vla_adapt.training.recipe_change import changed_keys
 
@@ -31,3 +32,24 @@ def test_a_recipe_of_another_version(make_recipe: MakeRecipe):
     recipe = make_recipe("out")
     saved = yaml.safe_dump({**yaml.safe_load(recipe.to_text()), "gone": {"since": 1}})
     assert changed_keys(saved, recipe) == ["gone.since"]
+
+
+def test_where_the_data_lies_is_for_the_loader_to_judge(make_recipe: MakeRecipe):
+    recipe = make_recipe("out")
+    assert isinstance(recipe.mixture, list)
+    moved = recipe.model_copy(
+        update={"mixture": [one.model_copy(update={"path": f"/moved{one.path}"}) for one in recipe.mixture]}
+    )
+    assert changed_keys(recipe.to_text(), moved, training_only=True) == []
+    assert changed_keys(recipe.to_text(), moved) == ["mixture.0.path", "mixture.1.path"]
+    named = [
+        recipe.model_copy(
+            update={"mixture": MixtureSpec(named="rtx", folder=folder, sources=[Source(path=folder)])}
+        )
+        for folder in ("a", "b")
+    ]
+    assert changed_keys(named[0].to_text(), named[1], training_only=True) == []
+    other = moved.model_copy(
+        update={"mixture": [*moved.mixture[:1], moved.mixture[1].model_copy(update={"split": "val"})]}
+    )
+    assert changed_keys(recipe.to_text(), other, training_only=True) == ["mixture.1.split"]

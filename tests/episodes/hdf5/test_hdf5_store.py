@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -409,3 +410,38 @@ def test_without_an_entry_the_error_lists_the_fields(libero: Path, aloha: Path) 
         open_dataset(libero)
     with pytest.raises(ValueError, match=r"pass entry=.*action, base_action, observations/effort"):
         open_dataset(aloha)
+
+
+def test_episodes_to_judge_on_are_not_trained_on(tmp_path: Path) -> None:
+    """split_train_val.py may have been run with only the second key kept."""
+    write_robomimic(tmp_path / "lift.hdf5", mask={"valid": [3, 7]})
+    trained = Hdf5Store(tmp_path / "lift.hdf5", "train")
+    judged = Hdf5Store(tmp_path / "lift.hdf5", "valid")
+    both = [store.metadata(i)["episode"] for store in (trained, judged) for i in range(len(store.lengths))]
+    assert sorted(both) == sorted(f"lift.hdf5/demo_{i}" for i in range(len(LENGTHS)))
+    assert len(judged.lengths) == 2
+    np.testing.assert_array_equal(
+        trained.column("actions"), np.concatenate([trained.numbers("actions", i) for i in range(10)])
+    )
+    write_robomimic(tmp_path / "none.hdf5", mask={"test": list(range(len(LENGTHS)))})
+    with pytest.raises(ValueError, match="split 'train' is empty; choose one of all, test, train"):
+        Hdf5Store(tmp_path / "none.hdf5", "train")
+
+
+def test_what_is_left_out_of_a_file_and_for_nan_is_listed_together(libero: Path, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.hdf5"
+    shutil.copy(libero, file)
+    with h5py.File(file, "r+") as opened:
+        opened["data/demo_1/actions"][2, 3] = np.nan  # type: ignore[index]
+        del opened["data/demo_4/obs/ee_states"]
+    entry = DatasetEntry(
+        embodiment="franka_panda", cameras={"primary": "obs/agentview_rgb"}, action=("actions",), state=(),
+        extra={"pose": "obs/ee_states"},
+    )  # fmt: skip
+    for check, lines in ((False, 1), (True, 2)):
+        with pytest.warns(UserWarning, match="skipped 1 damaged"):
+            dataset = open_dataset(file, entry=entry, on_error="skip", check=check)
+        assert len(dataset.skipped) == lines
+        assert "demo_4 has no data set 'obs/ee_states'" in dataset.skipped[0]
+        assert len(dataset) == len(LENGTHS) - lines
+    assert "demo_1 step 2" in dataset.skipped[1]

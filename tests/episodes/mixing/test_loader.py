@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from vla_adapt.episodes import open_dataset
 from vla_adapt.episodes.mixing.loader import HELD_BATCHES, make_loader
 from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.rlds.rlds_store import RldsStore
 from vla_adapt.episodes.windows import Window
 
 
@@ -162,3 +165,24 @@ def test_refusals(mixture: Mixture) -> None:
         make_loader(mixture, 10, 0, 4)
     with pytest.raises(ValueError, match=r"rank 2 of 2 processes: wanted 0\.\.1"):
         make_loader(mixture, 10, 2, 2)
+
+
+def test_a_stand_in_met_by_a_worker_is_told_on_standard_error(
+    written: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the process that meets it: its list stays there, its warning does not."""
+    # As Python shows warnings where pytest does not gather them.
+    monkeypatch.setattr(warnings, "showwarning", lambda text, *_: os.write(2, f"{text}\n".encode()))
+    store = open_dataset(written).store
+    assert isinstance(store, RldsStore)
+    data = store.encoded_image("observation/primary", 0, 1)
+    (shard,) = (file for file in written.glob("*-train.tfrecord-*") if data in file.read_bytes())
+    shard.write_bytes(shard.read_bytes().replace(data, b"junk" + data[4:]))
+    dataset = open_dataset(written, on_error="skip", verify_crc=False)
+    mixture = Mixture([(dataset, 1.0)], 0, 2)
+    for _ in make_loader(mixture, 6, steps=mixture.steps[0] // 6, num_workers=1):
+        pass
+    assert dataset.skipped == []
+    told = capfd.readouterr().err
+    assert told.count("written: episode train/0 step 1 camera 'primary'") == 1
+    assert "the image of step 0 stands in" in told

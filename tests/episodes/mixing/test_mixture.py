@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes import MemoryDataset, fake_data
+from vla_adapt.episodes import MemoryDataset, fake_data, open_dataset
+from vla_adapt.episodes.conversion.convert import convert_dataset
+from vla_adapt.episodes.mapping.entry import SIDECAR
 from vla_adapt.episodes.mixing import mixture as mixture_module
 from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.rlds.write import RldsWriter
 
 
 def make(seed: int = 0, weights: tuple[float, float] = (0.75, 0.25)) -> Mixture:
@@ -257,3 +262,28 @@ def test_a_window_has_the_instruction_of_its_step(history: int) -> None:
     assert len({(window["drawn"].episode, window["drawn"].step) for window in windows}) == 12
     for window in windows:
         assert window["instruction"] == words[window["drawn"].episode][window["ids"]["step"]]
+
+
+def test_a_renamed_folder_is_the_same_mixture_and_other_data_of_the_same_lengths_is_not(
+    tmp_path: Path,
+) -> None:
+    robot = Embodiment.load("franka_panda")
+    prints = []
+    for seed, folder in ((0, "here"), (1, "there")):
+        rng = np.random.default_rng(seed)
+        with RldsWriter(tmp_path / folder, "same_name", robot) as writer:
+            for length in (3, 4, 5):
+                writer.add("train", fake_data(robot, rng, length, image_size=8))
+        convert_dataset(writer.path, tmp_path / f"{folder}_lerobot", "lerobot")
+        shutil.copytree(tmp_path / f"{folder}_lerobot", tmp_path / f"{folder}_renamed")
+        (tmp_path / f"{folder}_renamed" / SIDECAR).unlink()
+        shutil.copytree(tmp_path / f"{folder}_renamed", tmp_path / f"{folder}_again")
+        (tmp_path / folder / "same_name").rename(tmp_path / folder / "other")
+        own = [tmp_path / folder / "other", tmp_path / f"{folder}_lerobot"]
+        foreign = [tmp_path / f"{folder}_renamed", tmp_path / f"{folder}_again"]
+        for group in (own, foreign):
+            opened = [open_dataset(path, embodiment=robot) for path in group]
+            found = {Mixture([(dataset, 1.0)], 0, 2).fingerprint() for dataset in opened}
+            assert len(found) == 1, "wherever it lies"
+            prints.append(found.pop())
+    assert len(set(prints)) == 4

@@ -9,12 +9,15 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts as facts
 from vla_adapt.episodes import fake_data, open_dataset
+from vla_adapt.episodes.conversion.convert import convert_dataset
+from vla_adapt.episodes.mapping.entry import SIDECAR
 from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
 from vla_adapt.episodes.mixing.held_out import is_held_out
@@ -292,3 +295,77 @@ def test_stand_ins_of_a_named_mixture_and_of_a_recipe(wrist_only: Path, tmp_path
             named=str(file), folder=str(tmp_path), defaults=SourceOptions(stand_in_cameras=defaults)
         )
         assert resolve(spec)[0][0].stand_in_cameras == wanted
+
+
+def held_out_of(path: Path) -> list[str]:
+    return names(open_source(Source(path=str(path), held_out=0.3)).held_out)
+
+
+def test_the_same_episodes_are_held_out_in_a_copy_of_another_name_and_after_conversion(
+    many: Path, tmp_path: Path
+) -> None:
+    out = held_out_of(many)
+    whole = open_dataset(many)
+    assert out == [name for name in names(whole) if is_held_out("many", name, 0.3)], (
+        "as it always was for RLDS"
+    )
+    shutil.copytree(many, tmp_path / "elsewhere" / "2.0.0")
+    convert_dataset(many, tmp_path / "lerobot", "lerobot")
+    shutil.copytree(tmp_path / "lerobot", tmp_path / "renamed")
+    convert_dataset(tmp_path / "renamed", tmp_path / "back", "rlds")
+    for name in ("elsewhere", "lerobot", "renamed", "back"):
+        assert held_out_of(tmp_path / name) == out, name
+        assert open_dataset(tmp_path / name).name == "many"
+
+
+def test_data_without_a_name_of_its_own_goes_by_its_episodes(many: Path, tmp_path: Path) -> None:
+    """LeRobot as others write it: no description of ours beside it."""
+    convert_dataset(many, tmp_path / "one", "lerobot")
+    entry, sets = tmp_path / "entry.yaml", []
+    entry.write_text(open_dataset(tmp_path / "one").entry.model_dump_json())
+    (tmp_path / "one" / SIDECAR).unlink()
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    convert_dataset(tmp_path / "two", tmp_path / "three", "rlds", entry=str(entry))
+    for name in ("one", "two", "three"):
+        part = open_source(
+            Source(path=str(tmp_path / name), held_out=0.3, entry=str(entry) if name != "three" else None)
+        )
+        sets.append(names(part.held_out))
+    assert 4 <= len(sets[0]) <= 20
+    assert sets[0] == sets[1] == sets[2]
+
+
+def test_hdf5_files_may_be_renamed(tmp_path: Path) -> None:
+    entry = tmp_path / "entry.yaml"
+    entry.write_text(
+        "{embodiment: franka_panda, cameras: {}, action: [actions], state: [], instruction_text: lift}"
+    )
+    rng = np.random.default_rng(0)
+    with h5py.File(tmp_path / "lift.hdf5", "w") as file:
+        for number in range(40):
+            file[f"data/demo_{number}/actions"] = rng.normal(size=(3 + number % 7, 7))
+    shutil.copy(tmp_path / "lift.hdf5", tmp_path / "other.hdf5")
+    sets = []
+    for name in ("lift", "other"):
+        part = open_source(Source(path=str(tmp_path / f"{name}.hdf5"), entry=str(entry), held_out=0.3))
+        sets.append([name.partition("/")[2] for name in names(part.held_out)])
+    assert 4 <= len(sets[0]) <= 20
+    assert sets[0] == sets[1]
+
+
+def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path) -> None:
+    """Of the train and of the held-out split; where the list gets long it is cut and says so."""
+    shutil.copytree(many, tmp_path / "many" / "1.0.0")
+    for split, keep in (("train", 0.3), ("val", 0.5)):
+        (shard,) = (tmp_path / "many" / "1.0.0").glob(f"*-{split}.tfrecord-*")
+        data = shard.read_bytes()
+        shard.write_bytes(data[: int(len(data) * keep)])
+    source = Source(path=str(tmp_path / "many"), on_error="skip")
+    with pytest.warns(UserWarning, match="skipped"):
+        opened = open_mixture(MixtureSpec(sources=[source]))
+    assert opened.notes[0] == "many/train: 1 damaged places are left out, as on_error: skip says:"
+    assert opened.notes[1].startswith(
+        f"many/train: {tmp_path}/many/1.0.0/many-train.tfrecord-00000-of-00001: record "
+    )
+    assert [note[:9] for note in opened.notes] == ["many/trai"] * 2 + ["many/val:"] * 2
+    assert tuple(opened.notes) == opened.parts[0].notes

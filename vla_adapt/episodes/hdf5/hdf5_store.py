@@ -126,7 +126,7 @@ class Hdf5Store:
 
     def exact_dtype(self, field: str) -> np.dtype:
         """Of a number field as stored in any episode; the widest where they differ."""
-        places = [self._place(episode) for episode in np.flatnonzero(self.lengths)]
+        places = [self._place(episode) for episode in np.flatnonzero(self.lengths).tolist()]
         return np.result_type(*{self._files.dtype(file, f"{group}/{field}") for file, group in places})
 
     def exact_numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:

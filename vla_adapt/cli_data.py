@@ -105,6 +105,7 @@ def data_doctor(
         diagnosis = examine(
             patients.datasets, patients.names, max_episodes or None, images,
             lambda name, done, of, what: bar.at(f"{name}: {what}", done, of), patients.findings,
+            patients.strides,
         )  # fmt: skip
     _print_diagnosis(diagnosis)
     if json_file:

@@ -19,7 +19,7 @@ Last, what shows only when datasets are put side by side. The codes of findings:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,7 @@ def examine(
     images: int = 64,
     advance: Callable[[str, int, int, str], None] | None = None,
     already: Sequence[Finding] = (),
+    strides: Sequence[int] | None = None,
 ) -> Diagnosis:
     """Examine datasets one by one, then side by side.
 
@@ -148,18 +149,20 @@ def examine(
         images: about how many frames of each camera to decode; 0: none.
         advance: called with (name, done, of how many, what) as it goes.
         already: found when opening them.
+        strides: every how manyth step of each will be read; default all.
     """
     examined: list[Examined] = []
     findings = list(already)
     prints, colors, rates = [], [], []
-    for dataset, name in zip(datasets, names or [dataset.name for dataset in datasets], strict=True):
+    names = names or [dataset.name for dataset in datasets]
+    for dataset, name, stride in zip(datasets, names, strides or [1] * len(names), strict=True):
         tell = None if advance is None else partial(advance, name)
-        seen = survey(dataset, name, max_episodes, images, tell)
+        seen = replace(survey(dataset, name, max_episodes, images, tell), stride=stride)
         robot, known = seen.embodiment.name, len(seen.recordings)
         examined.append(Examined(name, robot, seen.total, known, seen.steps, len(seen.frames)))
         findings += [finding for check in CHECKS for finding in check(seen)]
         prints.append((name, fingerprints(seen)))
         colors.append((name, colors_of(seen.frames)))
-        rates.append(RobotRate(name, robot, seen.rate_hz))
+        rates.append(RobotRate(name, robot, seen.read_hz))
     findings += [*check_shared(prints), *check_channel_order(colors), *check_pooled_rates(rates)]
     return Diagnosis(examined, by_severity(findings))

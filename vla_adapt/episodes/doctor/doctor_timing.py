@@ -27,11 +27,12 @@ class RobotRate(NamedTuple):
 def check_robot_rate(survey: Survey) -> Iterator[Finding]:
     """Data recorded at another rate than its robot runs at."""
     recorded, robot = survey.read_hz, survey.embodiment
+    how = "recorded" if survey.stride == 1 else "read"
     if rates_differ(recorded, robot.rate_hz):
         yield Finding(
             "robot_rate", "warning", survey.name,
-            f"{'recorded' if survey.stride == 1 else 'read'} at {recorded:g} Hz, {robot.name} is declared to run "
-            f"at {robot.rate_hz:g} Hz, where the recorded motion takes {recorded / robot.rate_hz:.2g} times as long",
+            f"{how} at {recorded:g} Hz, {robot.name} is declared to run at {robot.rate_hz:g} Hz, where "
+            f"the recorded motion takes {recorded / robot.rate_hz:.2g} times as long",
             "if the robot runs at the data's rate, declare that in an embodiment of its own; else read every "
             "n-th step (`stride` of the source) until the rates agree",
             {"recorded_hz": recorded, "robot_hz": robot.rate_hz},

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import typer
 
@@ -196,8 +198,17 @@ def test_data_convert(run, two_robot_data: dict[str, Path], tmp_path: Path):
     code, _, err = run("data", "convert", two_robot_data["ur5e"], tmp_path / "out", "--to", "lerobto")
     assert (code, "did you mean 'lerobot'?" in err) == (2, True)
     code, out, _ = run("data", "convert", two_robot_data["ur5e"], tmp_path / "out", "--to", "lerobot")
-    assert (code, "wrote 3 episodes" in out) == (0, True)
+    assert (code, "wrote 4 episodes" in out, "(lerobot): train 3, val 1" in out) == (0, True, True)
     assert "3 episodes, 21 steps, ur5e" in run("data", "index", tmp_path / "out")[1]
+    with h5py.File(tmp_path / "lift.hdf5", "w") as file:
+        file["data/demo_0/actions"] = np.zeros((3, 7))
+        file["mask/half"] = np.array([b"demo_0"])
+    entry = tmp_path / "entry.yaml"
+    entry.write_text("{embodiment: ur5e, cameras: {}, action: [actions], state: [], instruction_text: lift}")
+    words = ("data", "convert", tmp_path / "lift.hdf5", tmp_path / "rlds", "--entry", entry, "--to", "rlds")
+    with pytest.warns(UserWarning, match="left behind in rlds: field 'actions': 64-bit floats"):
+        code, out, _ = run(*words, "--split", "half")
+    assert (code, out.splitlines()[1:]) == (0, ["left behind: field 'actions': 64-bit floats became 32-bit"])
 
 
 def test_tables_and_report(run, finished_run: Path, tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -110,11 +111,22 @@ def test_padded_slots_get_no_gradient(make_recipe: Callable[..., Recipe], tmp_pa
 
 
 def test_resume_equals_an_uninterrupted_run(
-    make_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: Callable[..., Recipe],
+    two_robot_data: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """Although the data was moved meanwhile."""
+
+    def cut_recipe(folder: str) -> Recipe:
+        mixture = [{"path": str(tmp_path / folder / path.parent.name)} for path in two_robot_data.values()]
+        return make_recipe(str(tmp_path / "cut"), train=schedule, mixture=mixture)
+
     schedule = {"steps": 7, "batch_size": 8, "log_every": 3, "save_every": 2, "log_samples": True}
     whole = loop.train(make_recipe(str(tmp_path / "whole"), train=schedule))
-    recipe = make_recipe(str(tmp_path / "cut"), train=schedule)
+    for path in two_robot_data.values():
+        shutil.copytree(path.parent, tmp_path / "here" / path.parent.name)
+    recipe = cut_recipe("here")
     genuine = loop._check_finite
 
     def die(output: object, ids: object, robots: object, step: int) -> None:
@@ -126,7 +138,8 @@ def test_resume_equals_an_uninterrupted_run(
     with pytest.raises(KeyboardInterrupt):
         loop.train(recipe)
     monkeypatch.setattr(loop, "_check_finite", genuine)
-    cut = loop.train(recipe)
+    (tmp_path / "here").rename(tmp_path / "there")
+    cut = loop.train(cut_recipe("there"))
     assert losses(whole) == losses(cut), "step 6 counts the samples of step 4 too, from before the kill"
     samples = [(folder / "samples" / "rank0.tsv").read_text() for folder in (whole, cut)]
     assert samples[0] == samples[1]

@@ -120,9 +120,10 @@ def split_episodes(
         store = Hdf5Store(local, "all", _hdf5_entry(local, given)[0].stored_fields)
         found, total = store.splits, len(store.lengths)
     elif local is not None and is_lerobot(local):
-        from vla_adapt.episodes.lerobot.lerobot_store import lerobot_splits
+        from vla_adapt.episodes.lerobot.lerobot_store import LeRobotFolder
 
-        found, total = lerobot_splits(local)
+        folder = LeRobotFolder.read(local)
+        found, total = folder.splits, len(folder.lengths)
     else:
         shards = RldsFolder.open(path).splits
         counts = {name: sum(count for _, count in files) for name, files in shards.items()}

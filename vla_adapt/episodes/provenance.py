@@ -9,11 +9,17 @@ from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
 
-def entry_of(dataset: EpisodeDataset) -> DatasetEntry | None:
-    """The entry that a dataset, or what it is a part of, was opened by; None: it has none."""
+def opened_as(dataset: EpisodeDataset) -> MappedDataset | None:
+    """The stored dataset that a dataset is, or is a part of; None: it is not a stored one."""
     while isinstance(dataset, EpisodeSubset | StridedDataset):
         dataset = dataset.dataset
-    return dataset.entry if isinstance(dataset, MappedDataset) else None
+    return dataset if isinstance(dataset, MappedDataset) else None
+
+
+def entry_of(dataset: EpisodeDataset) -> DatasetEntry | None:
+    """The entry that a dataset, or what it is a part of, was opened by; None: it has none."""
+    opened = opened_as(dataset)
+    return None if opened is None else opened.entry
 
 
 def provenance(dataset: EpisodeDataset) -> tuple[str, str]:

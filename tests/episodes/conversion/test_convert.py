@@ -12,9 +12,10 @@ import pytest
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import EpisodeData, fake_data, open_dataset
 from vla_adapt.episodes.conversion.convert import convert_dataset
+from vla_adapt.episodes.lerobot.lerobot_columns import encode_png
 from vla_adapt.episodes.mapping.mapped import MappedDataset
-from vla_adapt.episodes.rlds.write import RldsWriter
-from vla_adapt.episodes.storage.feature_spec import Kind
+from vla_adapt.episodes.rlds.write import RldsWriter, _entry_of, _episode_fields
+from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 
 
 def assert_same(one: MappedDataset, other: MappedDataset, pixels: bool = True) -> None:
@@ -199,6 +200,34 @@ def test_tfds_opens_what_came_from_lerobot(tmp_path: Path, lerobot_by_hand: Call
     np.testing.assert_array_equal([step["observation"]["top"] for step in steps], made.frames)
     assert [step["language_instruction"].decode() for step in steps] == made.tasks
     assert [bool(record["episode_metadata"]["success"]) for record in records] == [False, True, True]
+
+
+@pytest.mark.slow
+def test_tfds_opens_all_splits_episodes_without_steps_and_goal_images(
+    tmp_path: Path, robot: Embodiment
+) -> None:
+    tfds = pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("tensorflow")
+    rng = np.random.default_rng(0)
+    goals = rng.integers(0, 256, (4, 4, 6, 3), dtype=np.uint8)
+    lengths = {"train": (0, 3, 0), "val": (2,)}
+    with RldsWriter(tmp_path, "source", robot) as writer:
+        for split, length in ((split, length) for split, sizes in lengths.items() for length in sizes):
+            data = fake_data(robot, rng, max(length, 1))
+            fields = {
+                key: (leaf, values[:length] if key.startswith("steps/") else values)
+                for key, (leaf, values) in _episode_fields(data, robot, "here").items()
+            }
+            goal = LeafSpec(Kind.IMAGE, (4, 6, 3), "uint8", "png"), [encode_png(goals[length])]
+            writer.add_fields(split, {**fields, "episode_metadata/goal": goal}, _entry_of(data, robot))
+    convert_dataset(writer.path, tmp_path / "there", "rlds")
+    builder = tfds.builder_from_directory(str(tmp_path / "there" / "1.0.0"))
+    assert builder.name == "source"
+    for split, sizes in lengths.items():
+        records = list(tfds.as_numpy(builder.as_dataset(split=split, shuffle_files=False)))
+        assert [len(list(record["steps"])) for record in records] == list(sizes)
+        for record, length in zip(records, sizes, strict=True):
+            np.testing.assert_array_equal(record["episode_metadata"]["goal"], goals[length])
 
 
 def test_instructions_that_change_stay_with_their_steps(tmp_path: Path, robot: Embodiment) -> None:

@@ -441,7 +441,7 @@ def test_what_is_left_out_of_a_file_and_for_nan_is_listed_together(libero: Path,
     for check, lines in ((False, 1), (True, 2)):
         with pytest.warns(UserWarning, match="skipped 1 damaged"):
             dataset = open_dataset(file, entry=entry, on_error="skip", check=check)
-        assert len(dataset.skipped) == lines
+        assert (len(dataset.skipped), dataset.lost) == (lines, lines)
         assert "demo_4 has no data set 'obs/ee_states'" in dataset.skipped[0]
         assert len(dataset) == len(LENGTHS) - lines
     assert "demo_1 step 2" in dataset.skipped[1]

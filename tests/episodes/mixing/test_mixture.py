@@ -251,19 +251,6 @@ def test_history_reaches_the_windows() -> None:
         Mixture([(dataset, 1.0)], 0, 2, history=0)
 
 
-@pytest.mark.parametrize("history", [1, 3])
-def test_a_window_has_the_instruction_of_its_step(history: int) -> None:
-    robot = Embodiment.load("franka_panda")
-    data = [fake_data(robot, np.random.default_rng(0), 6) for _ in range(2)]
-    data[0].instruction_changes = [(2, "put it down"), (5, "go home")]
-    mixture = Mixture([(MemoryDataset("m", robot, data), 1)], seed=0, horizon=3, history=history)
-    words = [one.step_instructions for one in data]
-    windows = mixture.windows(range(12))
-    assert len({(window["drawn"].episode, window["drawn"].step) for window in windows}) == 12
-    for window in windows:
-        assert window["instruction"] == words[window["drawn"].episode][window["ids"]["step"]]
-
-
 def test_a_renamed_folder_is_the_same_mixture_and_other_data_of_the_same_lengths_is_not(
     tmp_path: Path,
 ) -> None:
@@ -287,3 +274,16 @@ def test_a_renamed_folder_is_the_same_mixture_and_other_data_of_the_same_lengths
             assert len(found) == 1, "wherever it lies"
             prints.append(found.pop())
     assert len(set(prints)) == 4
+
+
+@pytest.mark.parametrize("history", [1, 3])
+def test_a_window_has_the_instruction_of_its_step(history: int) -> None:
+    robot = Embodiment.load("franka_panda")
+    data = [fake_data(robot, np.random.default_rng(0), 6) for _ in range(2)]
+    data[0].instruction_changes = [(2, "put it down"), (5, "go home")]
+    mixture = Mixture([(MemoryDataset("m", robot, data), 1)], seed=0, horizon=3, history=history)
+    words = [one.step_instructions for one in data]
+    windows = mixture.windows(range(12))
+    assert len({(window["drawn"].episode, window["drawn"].step) for window in windows}) == 12
+    for window in windows:
+        assert window["instruction"] == words[window["drawn"].episode][window["ids"]["step"]]

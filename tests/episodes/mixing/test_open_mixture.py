@@ -19,6 +19,7 @@ from vla_adapt.episodes import fake_data, open_dataset
 from vla_adapt.episodes.conversion.convert import convert_dataset
 from vla_adapt.episodes.mapping.entry import SIDECAR
 from vla_adapt.episodes.measuring.statistics import robot_statistics
+from vla_adapt.episodes.mixing import open_mixture as open_mixture_module
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
 from vla_adapt.episodes.mixing.held_out import is_held_out
 from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source, SourceOptions
@@ -245,58 +246,6 @@ def test_sources_of_a_named_mixture(oxe_folder: tuple[Path, Path]) -> None:
         assert {(source.held_out, source.judged_split) for source in resolve(other)[0]} == {(held_out, split)}
 
 
-@pytest.fixture(scope="module")
-def wrist_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of a robot that declares a primary camera, recorded by the one on its wrist."""
-    robot, rng = Embodiment.load("ur5e"), np.random.default_rng(2)
-    with RldsWriter(tmp_path_factory.mktemp("wrist"), "wrist_only", robot) as writer:
-        for split in ("train", "train", "val"):
-            data = fake_data(robot, rng, 5)
-            writer.add(split, replace(data, images={"wrist": data.images["wrist"]}))
-    return writer.path
-
-
-def test_a_camera_that_stands_in(many: Path, wrist_only: Path) -> None:
-    given = {"primary": "wrist"}
-    sources = [Source(path=str(path), stand_in_cameras=given) for path in (many, wrist_only)]
-    opened = open_mixture(MixtureSpec(sources=sources))
-    assert opened.notes == ["wrist_only: it has no camera 'primary'; its camera 'wrist' stands in"]
-    part = opened.parts[1]
-    for dataset in (part.train, part.held_out):
-        assert dataset is not None
-        assert dataset[0].cameras == ("wrist", "primary")
-        np.testing.assert_array_equal(dataset[0].image(3, "primary"), dataset[0].image(3, "wrist"))
-    cut = [opened.draw(0, 2, cameras=("primary",)).window(n) for n in range(8)]
-    assert {window["ids"]["dataset"] for window in cut} == {"many", "wrist_only"}
-    both = opened.draw(0, 2, cameras=(), optional_cameras=("primary", "wrist"))
-    assert all(
-        window["image_mask"] == {"primary": True, "wrist": True} for window in map(both.window, range(8))
-    )
-    with pytest.raises(ValueError, match="wrist_only: no camera 'primary'; it has wrist"):
-        open_mixture(MixtureSpec(sources=[Source(path=str(wrist_only))])).draw(0, 2)
-
-
-def test_a_stand_in_that_nobody_needs_or_has_is_told(many: Path, wrist_only: Path) -> None:
-    idle = "stand_in_cameras: no dataset lacks camera 'primary' and has '{}', so it has no effect"
-    for path, other in ((many, "wrist"), (wrist_only, "wirst")):
-        source = Source(path=str(path), stand_in_cameras={"primary": other})
-        assert open_mixture(MixtureSpec(sources=[source])).notes == [idle.format(other)]
-
-
-def test_stand_ins_of_a_named_mixture_and_of_a_recipe(wrist_only: Path, tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text(
-        "title: mine\nbalance: size\nstand_in_cameras: {primary: wrist}\n"
-        "datasets: [{dataset: bridge_dataset, weight: 1}]\n"
-    )
-    (tmp_path / "bridge_dataset").mkdir()
-    for defaults, wanted in (({}, {"primary": "wrist"}), ({"primary": "side"}, {"primary": "side"})):
-        spec = MixtureSpec(
-            named=str(file), folder=str(tmp_path), defaults=SourceOptions(stand_in_cameras=defaults)
-        )
-        assert resolve(spec)[0][0].stand_in_cameras == wanted
-
-
 def held_out_of(path: Path) -> list[str]:
     return names(open_source(Source(path=str(path), held_out=0.3)).held_out)
 
@@ -353,7 +302,7 @@ def test_hdf5_files_may_be_renamed(tmp_path: Path) -> None:
     assert sets[0] == sets[1]
 
 
-def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path) -> None:
+def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the train and of the held-out split; where the list gets long it is cut and says so."""
     shutil.copytree(many, tmp_path / "many" / "1.0.0")
     for split, keep in (("train", 0.3), ("val", 0.5)):
@@ -363,9 +312,67 @@ def test_damage_that_is_skipped_is_noted(many: Path, tmp_path: Path) -> None:
     source = Source(path=str(tmp_path / "many"), on_error="skip")
     with pytest.warns(UserWarning, match="skipped"):
         opened = open_mixture(MixtureSpec(sources=[source]))
-    assert opened.notes[0] == "many/train: 1 damaged places are left out, as on_error: skip says:"
-    assert opened.notes[1].startswith(
-        f"many/train: {tmp_path}/many/1.0.0/many-train.tfrecord-00000-of-00001: record "
-    )
-    assert [note[:9] for note in opened.notes] == ["many/trai"] * 2 + ["many/val:"] * 2
+    lost = 40 - len(opened.parts[0].train)
+    assert 20 < lost < 40
+    first, why, judged, also = opened.notes
+    assert first == f"many/train: {lost} of 40 episodes are damaged and left out:"
+    assert why.startswith(f"many/train: {tmp_path}/many/1.0.0/many-train.tfrecord-00000-of-00001: record ")
+    assert judged.startswith("many/val: ")
+    assert "many-val.tfrecord-00000-of-00001: record" in also
     assert tuple(opened.notes) == opened.parts[0].notes
+    monkeypatch.setattr(open_mixture_module, "_LISTED", 0)
+    with pytest.warns(UserWarning, match="skipped"):
+        cut = open_source(source).notes
+    assert cut[1] == "many/train: and 1 more; data doctor lists them"
+
+
+@pytest.fixture(scope="module")
+def wrist_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Data of a robot that declares a primary camera, recorded by the one on its wrist."""
+    robot, rng = Embodiment.load("ur5e"), np.random.default_rng(2)
+    with RldsWriter(tmp_path_factory.mktemp("wrist"), "wrist_only", robot) as writer:
+        for split in ("train", "train", "val"):
+            data = fake_data(robot, rng, 5)
+            writer.add(split, replace(data, images={"wrist": data.images["wrist"]}))
+    return writer.path
+
+
+def test_a_camera_that_stands_in(many: Path, wrist_only: Path) -> None:
+    given = {"primary": "wrist"}
+    sources = [Source(path=str(path), stand_in_cameras=given) for path in (many, wrist_only)]
+    opened = open_mixture(MixtureSpec(sources=sources))
+    assert opened.notes == ["wrist_only: it has no camera 'primary'; its camera 'wrist' stands in"]
+    part = opened.parts[1]
+    for dataset in (part.train, part.held_out):
+        assert dataset is not None
+        assert dataset[0].cameras == ("wrist", "primary")
+        np.testing.assert_array_equal(dataset[0].image(3, "primary"), dataset[0].image(3, "wrist"))
+    cut = [opened.draw(0, 2, cameras=("primary",)).window(n) for n in range(8)]
+    assert {window["ids"]["dataset"] for window in cut} == {"many", "wrist_only"}
+    both = opened.draw(0, 2, cameras=(), optional_cameras=("primary", "wrist"))
+    assert all(
+        window["image_mask"] == {"primary": True, "wrist": True} for window in map(both.window, range(8))
+    )
+    with pytest.raises(ValueError, match="wrist_only: no camera 'primary'; it has wrist"):
+        open_mixture(MixtureSpec(sources=[Source(path=str(wrist_only))])).draw(0, 2)
+
+
+def test_a_stand_in_that_nobody_needs_or_has_is_told(many: Path, wrist_only: Path) -> None:
+    idle = "stand_in_cameras: no dataset lacks camera 'primary' and has '{}', so it has no effect"
+    for path, other in ((many, "wrist"), (wrist_only, "wirst")):
+        source = Source(path=str(path), stand_in_cameras={"primary": other})
+        assert open_mixture(MixtureSpec(sources=[source])).notes == [idle.format(other)]
+
+
+def test_stand_ins_of_a_named_mixture_and_of_a_recipe(wrist_only: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "title: mine\nbalance: size\nstand_in_cameras: {primary: wrist}\n"
+        "datasets: [{dataset: bridge_dataset, weight: 1}]\n"
+    )
+    (tmp_path / "bridge_dataset").mkdir()
+    for defaults, wanted in (({}, {"primary": "wrist"}), ({"primary": "side"}, {"primary": "side"})):
+        spec = MixtureSpec(
+            named=str(file), folder=str(tmp_path), defaults=SourceOptions(stand_in_cameras=defaults)
+        )
+        assert resolve(spec)[0][0].stand_in_cameras == wanted

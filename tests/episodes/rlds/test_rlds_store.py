@@ -95,6 +95,42 @@ def _image_of(dataset: MappedDataset) -> np.ndarray:
     return dataset[3].image(2)
 
 
+def test_numbers_that_were_read_leave_memory(written: Path) -> None:
+    """They would stay as long as the dataset is open, and grow with it."""
+    dataset = open_dataset(written)
+    opened = mapped_numbers(dataset)
+    first = [dataset[i].action.copy() for i in range(len(dataset))]
+    assert mapped_numbers(dataset) == opened == 0
+    store = dataset.store
+    assert isinstance(store, RldsStore)
+    column = store.column("action")
+    assert column.sum()
+    assert mapped_numbers(dataset) > 0
+    store.release()
+    assert mapped_numbers(dataset) == 0
+    np.testing.assert_array_equal(
+        column, np.concatenate([store.numbers("action", i) for i in range(len(dataset))])
+    )
+    for i, action in enumerate(first):
+        np.testing.assert_array_equal(dataset[i].action, action)
+
+
+def mapped_numbers(dataset: MappedDataset) -> int:
+    """Bytes of the index's number columns that are in this process's memory."""
+    store = dataset.store
+    assert isinstance(store, RldsStore)
+    manifest = json.loads((store._index.folder / "manifest.json").read_text())
+    files = [file for name, file in manifest["arrays"].items() if name.endswith(":value")]
+    assert files
+    resident, ours = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.split()[0][-1] != ":":
+            ours = any(line.endswith(str(store._index.folder / file)) for file in files)
+        elif ours and line.startswith("Rss:"):
+            resident += 1024 * int(line.split()[1])
+    return resident
+
+
 def test_missing_fields_list_what_there_is(written: Path) -> None:
     entry = DatasetEntry(embodiment="franka_panda", cameras={"primary": "observation/front"})
     with pytest.raises(

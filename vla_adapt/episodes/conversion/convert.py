@@ -139,7 +139,7 @@ def _chosen_splits(
         elif name != "all":
             beside.append(f"split '{name}': {shared} of its {len(episodes[name])} episodes are in others too")
     if not taken.all():
-        beside.append(f"{total - int(taken.sum())} episodes that are in no split of {', '.join(names)}")
+        beside.append(f"episodes in no split of {', '.join(names)}: {total - int(taken.sum())}")
     return names, beside
 
 

@@ -63,7 +63,9 @@ class Plan:
         self.names = field_names(self._fields, to)
         self._dtypes = {field: self._dtype(field) for field in self.of_kind(Kind.NUMBER)}
         self.kept = [self._carried_episodes(dataset) for dataset in splits]
-        self._fact_names, self._facts = self._carried_facts()
+        self._fact_leaves = store.fact_leaves if isinstance(store, TypedFacts) else {}
+        self._fact_names = self._named_facts()
+        self._facts = self._carried_facts()
 
     def of_kind(self, kind: Kind) -> dict[str, str]:
         """Source field -> target name of all carried fields of a kind."""
@@ -130,29 +132,30 @@ class Plan:
         self.left_behind.append(f"episodes without steps: {some}{more}")
         return np.flatnonzero(dataset.store.lengths).tolist()
 
-    def _carried_facts(self) -> tuple[dict[str, str], CarriedFacts]:
-        """The source's name -> the target's, and the facts. Episodes keep their names whatever is carried."""
-        source = self.splits[0]
-        leaves = source.store.fact_leaves if isinstance(source.store, TypedFacts) else {}
+    def _named_facts(self) -> dict[str, str]:
+        """The source's name -> the target's of every fact but those that LeRobot derives."""
+        derived = LEROBOT_FACTS if isinstance(self.splits[0].store, LeRobotStore) else ()
         names: dict[str, str] = {}
         for name in self._found_facts():
-            if leaves.get(name, LeafSpec(Kind.TEXT)).kind is Kind.IMAGE and self.to == "lerobot":
+            leaf = self._fact_leaves.get(name)
+            if leaf is not None and leaf.kind is Kind.IMAGE and self.to == "lerobot":  # not even looked at
                 self.left_behind.append(f"episode fact '{name}': LeRobot has no place for images of episodes")
-            elif name not in LEROBOT_FACTS:
-                names[name] = name
-            elif not isinstance(source.store, LeRobotStore):
-                names[name] = f"recorded_{name}" if self.to == "lerobot" else name
-        self._fact_names = names
+            elif name not in derived:
+                taken = name in LEROBOT_FACTS and self.to == "lerobot"
+                names[name] = f"recorded_{name}" if taken else name
+        return names
+
+    def _carried_facts(self) -> CarriedFacts:
+        """With the episodes' names among them, where neither the target's numbers nor another fact give them."""
+        names, leaves = self._fact_names, self._fact_leaves
         known = {names[name]: leaf for name, leaf in leaves.items() if name in names}
         facts = CarriedFacts(self._all_facts(), self.to, known)
         self.left_behind += facts.left_behind
-        wanted = (source.entry.episode_id or "").removeprefix(METADATA)
-        by_number = not wanted and all(
-            len(kept) == len(d) for kept, d in zip(self.kept, self.splits, strict=True)
-        )
-        if RECORDED_AS not in names and (by_number or names.get(wanted) in facts.names):
+        wanted = (self.splits[0].entry.episode_id or "").removeprefix(METADATA)
+        whole = all(len(kept) == len(split) for kept, split in zip(self.kept, self.splits, strict=True))
+        if RECORDED_AS not in names and (names.get(wanted) in facts.names if wanted else whole):
             facts.drop(RECORDED_AS)
-        return names, facts
+        return facts
 
     def _found_facts(self) -> dict[str, None]:
         """Names of the facts of all carried episodes, in order."""

@@ -51,7 +51,8 @@ class Hdf5Store:
         image_scale: decode JPEG rows at a smaller scale, see `image_codec.decode_image`.
 
     Attributes:
-        skipped: what was left out: file, episode and reason of each damage.
+        skipped: what was left out, of any split: file, episode and reason of each damage.
+        lost: how many episodes by it.
         splits: every split -> its episodes' numbers among those of "all".
 
     Raises:
@@ -81,9 +82,9 @@ class Hdf5Store:
         self.splits = episodes_by_split(self._index.contents)
         self._episodes = self._chosen(split)
         self.skipped = [text for text, _ in self._index.notes]
+        self.lost = sum(episodes for _, episodes in self._index.notes)
         if self.skipped:
-            lost = sum(episodes for _, episodes in self._index.notes)
-            warn_skipped(str(self.path), self.skipped, lost, len(self._all_lengths))
+            warn_skipped(str(self.path), self.skipped, self.lost, len(self._all_lengths))
         self._files = OpenFiles(files)
 
     @staticmethod

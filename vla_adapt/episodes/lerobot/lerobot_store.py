@@ -48,6 +48,7 @@ class LeRobotStore:
     Attributes:
         rate_hz: frames per second.
         skipped: what was left out: file and reason of each damage.
+        lost: how many episodes by it.
         ordinals: number of each episode among all of the split.
 
     Raises:
@@ -69,6 +70,7 @@ class LeRobotStore:
         self.rate_hz = folder.rate_hz
         everything = folder.split(split)
         lost, self.skipped = _lost(folder, index, everything, on_error)
+        self.lost = len(lost)
         self._episodes = np.setdiff1d(np.arange(everything.start, everything.stop), lost)
         self.ordinals = self._episodes - everything.start
         self._lengths = folder.lengths[self._episodes]
@@ -290,16 +292,6 @@ def open_lerobot(
     if verify_images:
         store.verify_images(cache_dir)
     return store
-
-
-def lerobot_splits(path: Path) -> tuple[dict[str, range], int]:
-    """Every split -> its episodes' numbers, and how many episodes the dataset has.
-
-    Raises:
-        ValueError: as `LeRobotFolder.read`.
-    """
-    folder = LeRobotFolder.read(path)
-    return folder.splits, len(folder.lengths)
 
 
 def _lost(

@@ -11,16 +11,24 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
-from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher, release_memory
 from vla_adapt.episodes.storage.text_runs import Runs, runs_reader
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
-    """A store that may leave episodes out; `skipped` is file, record and reason of each damage."""
+    """A store that may leave episodes out.
+
+    Attributes:
+        skipped: file, record and reason of each damage.
+        lost: how many episodes it costs.
+    """
 
     @property
     def skipped(self) -> Sequence[str]: ...
+
+    @property
+    def lost(self) -> int: ...
 
 
 @runtime_checkable
@@ -39,7 +47,8 @@ class KeptEpisodes:
         self.split: str = store.split
         self.path: Path = store.path
         self.fields: Mapping[str, LeafSpec] = store.fields
-        self.skipped = [*left_out(store), *reasons]
+        before, lost = left_out(store)
+        self.skipped, self.lost = [*before, *reasons], lost + len(reasons)
         self._store, self._kept = store, kept
 
     @property
@@ -51,6 +60,9 @@ class KeptEpisodes:
     def ordinals(self) -> Int64[np.ndarray, " K"]:
         """Number of each episode among all recorded ones."""
         return recorded_numbers(self._store)[self._kept]
+
+    def release(self) -> None:
+        release_memory(self._store)
 
     def numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]:
         return self._store.numbers(field, int(self._kept[episode]))
@@ -88,9 +100,9 @@ class KeptEpisodes:
         return self._store.metadata(int(self._kept[episode]))
 
 
-def left_out(store: StoredEpisodes) -> list[str]:
-    """What a store left out, one line each."""
-    return list(store.skipped) if isinstance(store, LeavesOut) else []
+def left_out(store: StoredEpisodes) -> tuple[list[str], int]:
+    """What a store left out, one line each, and how many episodes."""
+    return (list(store.skipped), store.lost) if isinstance(store, LeavesOut) else ([], 0)
 
 
 def recorded_numbers(store: StoredEpisodes) -> Int64[np.ndarray, " E"]:

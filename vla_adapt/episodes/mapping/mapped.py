@@ -24,7 +24,7 @@ from vla_adapt.episodes.mapping.transforms import Motion, find_transforms
 from vla_adapt.episodes.source import Episode, Observations, PendingImage
 from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import Kind
-from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher
+from vla_adapt.episodes.storage.stored import StoredEpisodes, fetcher, find_prefetcher, release_memory
 from vla_adapt.episodes.storage.text_runs import Runs, every_step
 
 
@@ -46,6 +46,7 @@ class MappedDataset:
         name: the lasting one, or the store's.
         skipped: what was left out, by the store or for NaN: where and why. Also what this very process stood
             in for; workers of a DataLoader warn of theirs (once each) and keep their own lists.
+        lost: how many episodes were left out.
 
     Raises:
         ValueError: a field the entry names is missing (lists what exists) or of the wrong kind or width; NaN.
@@ -82,7 +83,8 @@ class MappedDataset:
             self._leave_out_non_finite()
         elif check:
             self.check_finite()
-        self.skipped = left_out(self.store)
+        release_memory(self.store)
+        self.skipped, self.lost = left_out(self.store)
         self._fetch_stored = fetcher(self.store)
         self._instructions = InstructionReader(self.store, entry)
         self._lengths = np.maximum(self.store.lengths - self._dropped, 0)

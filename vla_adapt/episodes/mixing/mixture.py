@@ -100,8 +100,8 @@ class Mixture:
             if not order.steps:
                 raise ValueError(f"{dataset.name}: no steps to draw from; leave it out of the mixture")
         self._check_cameras()
-        episode_facts.by_robot(self.datasets)
         self._identities: list[bytes | None] = [None] * len(self.datasets)
+        episode_facts.by_robot(self.datasets)
         robots = [dataset.embodiment for dataset in self.datasets]
         self.action_unifiers = [ActionUnifier(robot, layout) for robot in robots]
         self.proprio_unifiers = [

@@ -12,7 +12,6 @@ import fsspec
 import numpy as np
 
 from vla_adapt.episodes import episode_facts
-from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.mixing.balance import Balance, balanced_weights
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter, filter_episodes, told
 from vla_adapt.episodes.mixing.episode_weights import read_episode_weights, weights_of
@@ -20,13 +19,13 @@ from vla_adapt.episodes.mixing.held_out import is_held_out
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.mixture_spec import NAMED_HELD_OUT, MixtureSpec, NamedMixture, Source
 from vla_adapt.episodes.opening import open_dataset
-from vla_adapt.episodes.provenance import stand_ins
+from vla_adapt.episodes.provenance import opened_as, stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.byte_source import is_url
 from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
-# Damaged places that the notes on a dataset list; how many there are they always say.
+# Damaged places that the notes on a dataset list.
 _LISTED = 20
 
 
@@ -137,9 +136,9 @@ def open_source(source: Source) -> Part:
         ValueError: it cannot be opened, has no such split or episodes, or nothing is left to train on.
     """
     dataset = open_split(source, source.split, source.image_scale)
-    notes = _damage(dataset)
+    notes = [*_damage(dataset), *stand_in_notes(dataset)]
     train, filtered = _chosen(dataset, source.filter)
-    notes += [*filtered, *stand_in_notes(dataset)]
+    notes += filtered
     held_out = _judged(source, notes)
     if source.held_out is not None:
         train, held_out = _parted(train, source, notes)
@@ -212,16 +211,15 @@ def _idle_stand_ins(spec: MixtureSpec, parts: Sequence[Part]) -> list[str]:
 
 
 def _damage(dataset: EpisodeDataset) -> list[str]:
-    """How many damaged places were left out when the dataset was opened, and which."""
-    stored = dataset.dataset if isinstance(dataset, StridedDataset) else dataset
-    assert isinstance(stored, MappedDataset)
-    texts = stored.skipped
-    if not texts:
+    """How many damaged episodes were left out when the dataset was opened, and why."""
+    opened = opened_as(dataset)
+    texts = [] if opened is None else opened.skipped
+    if opened is None or not texts:
         return []
     more = [f"and {len(texts) - _LISTED} more; data doctor lists them"] if len(texts) > _LISTED else []
-    where = f"{stored.name}/{stored.split}"
+    where = f"{opened.name}/{opened.split}"
     return [
-        f"{where}: {len(texts)} damaged places are left out, as on_error: skip says:",
+        f"{where}: {opened.lost} of {opened.lost + len(opened)} episodes are damaged and left out:",
         *(f"{where}: {text}" for text in [*texts[:_LISTED], *more]),
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import re
 import shutil
 from collections.abc import Sequence
@@ -55,6 +56,19 @@ class StepIndex:
     def bytes_per_frame(self) -> float:
         """Size of the index over the number of steps."""
         return sum(array.nbytes for array in self.arrays.values()) / max(int(self.lengths.sum()), 1)
+
+    def release(self, *names: str) -> None:
+        """Take arrays, by default all, out of this process's memory until they are read again.
+
+        They stay in the system's page cache: a mapped page counts as the process's own, however long ago it
+        was read, so a process would seem to grow with the dataset.
+        """
+        for name in names or self.arrays:
+            mapped: Any = self.arrays[name]
+            while isinstance(mapped, np.ndarray):
+                mapped = mapped.base
+            if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def text(self, path: str, number: int) -> str:
         """String `number` of a text field's table; what is not UTF-8 in it is replaced."""

@@ -41,6 +41,7 @@ class RldsStore:
 
     Attributes:
         skipped: what was left out: file, record and reason of each damage.
+        lost: how many episodes by it.
     """
 
     def __init__(
@@ -63,9 +64,9 @@ class RldsStore:
         self._view_index()
         self._reader = ShardReader(index.shards)
         self.skipped = [text for text, _ in index.notes]
+        self.lost = sum(episodes for _, episodes in index.notes)
         if self.skipped:
-            lost = sum(episodes for _, episodes in index.notes)
-            warn_skipped(f"{self.name}/{split}", self.skipped, lost, len(index.lengths))
+            warn_skipped(f"{self.name}/{split}", self.skipped, self.lost, len(index.lengths))
 
     @classmethod
     def open(
@@ -109,7 +110,9 @@ class RldsStore:
         path, leaf = self._leaf(field, Kind.NUMBER)
         indexed = self._index.arrays.get(f"{path}:value")
         if indexed is not None:
-            return np.array(indexed[self._rows(episode)])
+            values = np.array(indexed[self._rows(episode)])
+            self._index.release(f"{path}:value")
+            return values
         return self._values(path, leaf, episode)
 
     def column(self, field: str) -> Shaped[np.ndarray, "N ..."]:
@@ -121,6 +124,10 @@ class RldsStore:
         if leaf.kind is Kind.RAGGED:
             raise ValueError(f"{self.name}: field '{field}' is {leaf}, wanted numbers of one size")
         return np.concatenate([self._values(path, leaf, episode) for episode in range(len(self.lengths))])
+
+    def release(self) -> None:
+        """Let go of what `column` brought into memory."""
+        self._index.release()
 
     def image(self, field: str, episode: int, step: int) -> np.ndarray:
         """Read and decode one image.

@@ -88,3 +88,10 @@ def find_prefetcher(data: Any) -> Callable[..., None] | None:
     """What fetches an image of a store or dataset in the background; None: it has nothing remote."""
     make = getattr(data, "prefetcher", None)
     return None if make is None else make()
+
+
+def release_memory(store: StoredEpisodes) -> None:
+    """Have a store let go of memory that reading whole columns took, where it can."""
+    release = getattr(store, "release", None)
+    if release is not None:
+        release()

@@ -45,8 +45,8 @@ def runs_of_texts(texts: Sequence[str]) -> Runs:
 
 def every_step(runs: Runs, steps: int) -> list[str]:
     """The text of each of `steps` steps."""
-    ends = [*(start for start, _ in runs[1:]), steps][: len(runs)]
-    return [text for (start, text), end in zip(runs, ends, strict=True) for _ in range(start, end)]
+    ends = [*(start for start, _ in runs[1:]), steps]
+    return [text for (start, text), end in zip(runs, ends, strict=False) for _ in range(start, end)]
 
 
 def every_nth(runs: Runs, n: int, steps: int) -> Runs:

@@ -1,13 +1,14 @@
 """The doctor: examines datasets of any format and says, with evidence, what is wrong with them.
 
 Two steps per dataset: one streaming pass (`doctor_survey`), then checks, each a pure function of the survey.
-Last, what shows only when datasets are put side by side. The codes of findings:
+Last, what shows only when datasets are put side by side. Where a convention (gripper, frame, rate, colors) is
+broken by some episodes only, as in merged datasets, the finding names them. The codes of findings:
 
     files      unreadable undecodable_image
     episodes   empty_episodes short_episodes truncated_episodes empty_instruction one_instruction
                changing_instruction duplicate_episodes near_duplicate_episodes shared_episodes
                uneven_parts missing_camera no_state no_pose
-    numbers    non_finite bad_quaternion dead_dimension narrow_quantiles outliers beyond_limits
+    numbers    non_finite bad_quaternion dead_dimension narrow_quantiles outliers beyond_limits few_steps
     gripper    gripper_scale gripper_sign gripper_starts_closed
     motion     absolute_actions frame_mismatch axes_mismatch action_scale action_lag not_integrable
                joint_mismatch idle_frames dummy_first_action
@@ -46,9 +47,9 @@ from vla_adapt.episodes.doctor.doctor_images import (
     colors_of,
 )
 from vla_adapt.episodes.doctor.doctor_joints import check_joints
-from vla_adapt.episodes.doctor.doctor_motion import check_deltas
 from vla_adapt.episodes.doctor.doctor_numbers import (
     check_dead,
+    check_enough,
     check_limits,
     check_narrow,
     check_non_finite,
@@ -56,6 +57,8 @@ from vla_adapt.episodes.doctor.doctor_numbers import (
     check_pose_known,
     check_quaternions,
 )
+from vla_adapt.episodes.doctor.doctor_odd_colors import check_some_swapped
+from vla_adapt.episodes.doctor.doctor_odd_motion import check_deltas
 from vla_adapt.episodes.doctor.doctor_stillness import check_dummy_first, check_idle
 from vla_adapt.episodes.doctor.doctor_survey import Survey, survey
 from vla_adapt.episodes.doctor.doctor_timing import (
@@ -80,6 +83,7 @@ CHECKS: tuple[Check, ...] = (
     check_dead,
     check_narrow,
     check_outliers,
+    check_enough,
     check_limits,
     check_gripper_scale,
     check_gripper_sign,
@@ -95,6 +99,7 @@ CHECKS: tuple[Check, ...] = (
     check_blank,
     check_frozen,
     check_image_sizes,
+    check_some_swapped,
 )
 
 

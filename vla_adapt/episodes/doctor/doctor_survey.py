@@ -131,6 +131,22 @@ class Survey:
         """Ids of the episodes that have such a row."""
         return [self.recordings[i].episode_id for i in np.unique(self.episode_of[rows])]
 
+    def only(self, episodes: Sequence[int]) -> Survey:
+        """A survey of some of the examined episodes (by number, ascending), without their images."""
+        rows = np.isin(self.episode_of, episodes)
+        return dataclasses.replace(
+            self,
+            recordings=[self.recordings[number] for number in episodes],
+            action=self.action.rows(rows),
+            state=None if self.state is None else self.state.rows(rows),
+            grippers=[gripper._replace(opening=gripper.opening[rows]) for gripper in self.grippers],
+            frames=(),
+        )
+
+    def ids(self, episodes: Sequence[int]) -> list[str]:
+        """Ids of examined episodes by number."""
+        return [self.recordings[number].episode_id for number in episodes]
+
     def together(self, *offsets: int) -> Int64[np.ndarray, " M"]:
         """Rows t for which t + each offset lies in the episode of t."""
         rows = np.arange(self.steps, dtype=np.int64)

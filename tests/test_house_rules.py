@@ -119,6 +119,11 @@ def test_only_heavy_optional_libraries_are_imported_in_functions(file: Path):
             assert allowed, f"{file.name}: {function.name} imports {name} inside"
 
 
+def test_all_progress_bars_are_the_one():
+    found = {file.name for file in modules() if "rich.progress" in imported(ast.parse(file.read_text()))}
+    assert found == {"progress_bar.py"}
+
+
 def test_file_names_are_unique_and_say_something():
     names = [file.name for file in modules() if file.name != "__init__.py"]
     assert sorted(names) == sorted(set(names))

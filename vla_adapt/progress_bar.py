@@ -136,7 +136,7 @@ def _draw(display: Progress, bar: Bar, drawn: int | None) -> int:
     if part != drawn:
         for old in display.task_ids:
             display.remove_task(old)
-        task = display.add_task(what, total=total, completed=done, unit=bar.unit, note=note)
+        task = display.add_task(what, total=total, completed=done, unit=bar.unit, note=note)  # type: ignore[arg-type]
         display.tasks[0].start_time = bar.began
     else:
         (task,) = display.task_ids

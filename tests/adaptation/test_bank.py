@@ -48,6 +48,15 @@ def test_robots_do_not_disturb_each_other_in_bfloat16(finished_run: Path, random
         assert bank.robots()[name]["base_dtype"] == "bfloat16"
 
 
+def test_clients_are_told_the_rate_of_the_training_data(finished_run: Path, random_base: Path):
+    """Of a bundle that does not know it, the robot's."""
+    base = OpenVLA.from_pretrained(random_base)
+    for trained, told in ((5.0, 5.0), (None, 20.0)):
+        bundle = replace(Bundle.load(finished_run / "bundles" / "ur5e"), rate_hz=trained)
+        (card,) = Bank(base, [bundle]).robots().values()
+        assert (card["rate_hz"], card["trained_rate_hz"]) == (told, trained)
+
+
 def test_bad_observations_are_named(finished_run: Path, random_base: Path):
     bank = Bank.open(OpenVLA.from_pretrained(random_base), finished_run / "bundles")
     good = observation(Bundle.load(finished_run / "bundles" / "ur5e"))

@@ -129,12 +129,15 @@ def test_center_crop_travels_in_the_bundle(bundle_dir: Path, base: OpenVLA, tmp_
         again.verify(base)
 
 
-def test_a_bundle_from_before_center_crop_and_constants_is_read(bundle_dir: Path, base: OpenVLA):
-    """It sees the whole image, and all it sends was trained."""
+def test_a_bundle_from_before_center_crop_constants_and_rate_is_read(bundle_dir: Path, base: OpenVLA):
+    """Version 1 without these keys, as the first runs wrote them."""
     manifest = json.loads((bundle_dir / "bundle.json").read_text())
-    del manifest["observation"]["center_crop"], manifest["constants"]
+    assert manifest["rate_hz"] == 20
+    del manifest["observation"]["center_crop"], manifest["constants"], manifest["rate_hz"]
     (bundle_dir / "bundle.json").write_text(json.dumps(manifest))
-    Bundle.load(bundle_dir).verify(base)
+    old = Bundle.load(bundle_dir)
+    assert old.rate_hz is None
+    old.verify(base)
 
 
 def test_plain_peft_gives_the_same_logits(bundle_dir: Path, base: OpenVLA, random_base: Path):

@@ -28,7 +28,7 @@ def facts() -> CardFacts:
         state="read", constants="none", steps=10, held_out="0.2 (predict-the-mean 0.4)",
         statistics=Statistics.from_samples(samples, mask), horizon=8,
         data=[
-            DataLine("kitchen", 20, 900, 2, "cc-by-4.0", "https://example.org/kitchen"),
+            DataLine("kitchen", 20, 900, 2, "cc-by-4.0", "https://example.org/kitchen", 20.0),
             DataLine("lab", 5, 100, 0),
         ],
         errors=[{"slot": "right_gripper", "unit": "opening", "error": 0.0625, "baseline_error": 0.3}],
@@ -48,8 +48,8 @@ def test_front_matter_is_what_the_hub_reads(facts: CardFacts, tmp_path: Path):
 
 def test_what_it_says(facts: CardFacts):
     card = model_card(ROBOT, facts)
-    assert "| kitchen | 20 | 900 | 2 | cc-by-4.0 | https://example.org/kitchen |" in card
-    assert "| lab | 5 | 100 | 0 | unknown | not said |" in card
+    assert "| kitchen | 20 | 900 | 2 | 20 Hz | cc-by-4.0 | https://example.org/kitchen |" in card
+    assert "| lab | 5 | 100 | 0 | not known | unknown | not said |" in card
     assert "| `right_gripper` | opening | -0.25 | -0.2425 | 0.4925 | 0.5 | 0.0625 | 0.3 |" in card
     assert "| `right_ee_position_delta.x` | m | -0.25 | -0.2425 | 0.4925 | 0.5 |  |  |" in card
     assert "`left_gripper`" not in card, "it has none"
@@ -57,6 +57,28 @@ def test_what_it_says(facts: CardFacts):
     assert "- data: cc-by-4.0, unknown (nobody said)" in card
     assert 'PeftModel.from_pretrained(OpenVLA.from_pretrained("openvla/openvla-7b"), "DIR")' in card
     assert "Tested open loop only" in card
+
+
+@pytest.mark.parametrize(
+    ("rate_hz", "of_data", "told"),
+    [
+        (20.0, (20.0, 20.0), "| control rate | 20 Hz |"),
+        (5.0, (5.0, 5.2), "| control rate | 5 Hz, that of its data (the robot declares 20 Hz) |"),
+        (None, (3.0, 20.0), "| control rate | not one: its data was recorded at 3, 20 Hz (the robot"),
+        (
+            None,
+            (None, None),
+            "| control rate | 20 Hz, as the robot declares (that of its data is not known) |",
+        ),
+    ],
+)
+def test_the_rate_is_that_of_the_data(
+    facts: CardFacts, rate_hz: float | None, of_data: tuple[float | None, float | None], told: str
+):
+    data = [DataLine("a", 1, 1, 0, rate_hz=of_data[0]), DataLine("b", 1, 1, 0, rate_hz=of_data[1])]
+    card = model_card(ROBOT, replace(facts, rate_hz=rate_hz, data=data))
+    assert told in card
+    assert f"s at {rate_hz or 20:g} Hz; at another rate" in card
 
 
 def test_what_nobody_knows_is_said(facts: CardFacts):
@@ -76,7 +98,8 @@ def test_what_nobody_knows_is_said(facts: CardFacts):
 
 def test_the_card_of_a_real_run(finished_run: Path):
     card = Bundle.load(finished_run / "bundles" / "ur5e").card
-    assert "| ur5e_fake | 3 | 21 | 1 | unknown | not said |" in card
+    assert "| ur5e_fake | 3 | 21 | 1 | 20 Hz | unknown | not said |" in card
+    assert "| control rate | 20 Hz |" in card
     assert "held-out error | 0." in card
     assert ModelCard.load(finished_run / "bundles" / "ur5e" / "README.md").data.license == "unknown"
 

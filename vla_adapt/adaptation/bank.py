@@ -57,7 +57,11 @@ class Bank:
         return Bank(base, bundles, verify=verify)
 
     def robots(self) -> dict[str, dict[str, Any]]:
-        """Name -> what a client needs to know (action layout, rate, horizon, cameras, base)."""
+        """Name -> what a client needs to know (action layout, rate, horizon, cameras, base).
+
+        `rate_hz`: at which to send the actions of a chunk; that of the training data, where it is known
+        (`trained_rate_hz`), else the robot's.
+        """
         return self._metadata
 
     def act(self, robot: str, observation: dict[str, Any]) -> tuple[np.ndarray, dict[str, float]]:
@@ -87,7 +91,8 @@ def _metadata(bundle: Bundle, policy: RobotPolicy) -> dict[str, Any]:
     return {
         "robot": bundle.robot,
         "title": embodiment.title,
-        "rate_hz": embodiment.rate_hz,
+        "rate_hz": bundle.rate_hz or embodiment.rate_hz,
+        "trained_rate_hz": bundle.rate_hz,
         "action_dim": embodiment.action_dim,
         "action_horizon": policy.horizon,
         "action": [component.name for component in embodiment.action],

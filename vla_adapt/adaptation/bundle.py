@@ -115,7 +115,10 @@ class Verification:
 
 @dataclass
 class Bundle:
-    """Everything one robot needs on top of its base. A loaded bundle reads its head when it is attached."""
+    """Everything one robot needs on top of its base. A loaded bundle reads its head when it is attached.
+
+    `rate_hz` is that of the data it was trained on; None: not known, or the data is of several rates.
+    """
 
     embodiment: Embodiment
     action_statistics: Statistics
@@ -128,6 +131,7 @@ class Bundle:
     golden: Golden | None = None
     action_adapter: ActionAdapter | None = None
     constants: Constants = field(default_factory=dict)
+    rate_hz: float | None = None
     card: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
@@ -171,6 +175,7 @@ class Bundle:
             "adapter": sorted(self.adapter),
             "observation": self.observation.model_dump(),
             "constants": {name: list(numbers) for name, numbers in self.constants.items()},
+            "rate_hz": self.rate_hz,
             "files": {file.name: sha256(file) for file in sorted(folder.iterdir())},
             "facts": self.facts,
         }
@@ -200,6 +205,7 @@ class Bundle:
             golden=Golden.load(folder / "golden.npz") if "golden.npz" in manifest["files"] else None,
             action_adapter=ActionAdapter.load(folder, target=embodiment) if mapped else None,
             constants={name: tuple(numbers) for name, numbers in manifest.get("constants", {}).items()},
+            rate_hz=manifest.get("rate_hz"),
             card=(folder / "README.md").read_text(),
             facts=manifest["facts"],
             folder=folder,

@@ -30,6 +30,7 @@ class DataLine:
     held_out_episodes: int
     license: str = UNKNOWN
     source: str = ""
+    rate_hz: float | None = None
     stand_in_cameras: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -50,6 +51,7 @@ class CardFacts:
         statistics: of the training actions.
         errors: rows `{slot, unit, error, baseline_error}` of held-out errors per action component, SI units.
         horizon: actions per chunk.
+        rate_hz: of the training data; None: not known, or of several rates.
         adapted: whether there is an adapter; else only a head.
         license: of the bundle.
         base_model: the base on the Hub, `owner/name`.
@@ -69,6 +71,7 @@ class CardFacts:
     statistics: Statistics
     errors: Sequence[Mapping[str, Any]] = ()
     horizon: int = 1
+    rate_hz: float | None = None
     adapted: bool = True
     license: str = UNKNOWN
     base_model: str | None = None
@@ -103,7 +106,8 @@ def model_card(embodiment: Embodiment, facts: CardFacts) -> str:
 def _overview(embodiment: Embodiment, facts: CardFacts) -> str:
     data = facts.data if isinstance(facts.data, str) else ", ".join(str(line) for line in facts.data)
     return _table(["", ""], [
-        ["robot", f"`{embodiment.name}`, {embodiment.action_dim} action numbers, {embodiment.rate_hz:g} Hz"],
+        ["robot", f"`{embodiment.name}`, {embodiment.action_dim} action numbers"],
+        ["control rate", _rate(embodiment, facts)],
         ["recipe", f"`{facts.recipe}` (resolved text in `bundle.json`)"],
         ["base", f"{facts.base_model or 'not named'}, fingerprint `{facts.base}`"],
         ["adaptation", facts.adaptation],
@@ -115,6 +119,19 @@ def _overview(embodiment: Embodiment, facts: CardFacts) -> str:
         ["training steps", str(facts.steps)],
         ["held-out error", facts.held_out],
     ])  # fmt: skip
+
+
+def _rate(embodiment: Embodiment, facts: CardFacts) -> str:
+    """At which rate the actions are meant to be sent."""
+    robot, data = f"{embodiment.rate_hz:g} Hz", [] if isinstance(facts.data, str) else facts.data
+    rates = sorted({line.rate_hz for line in data if line.rate_hz is not None})
+    if facts.rate_hz is not None:
+        same = f"{facts.rate_hz:g} Hz" == robot
+        return robot if same else f"{facts.rate_hz:g} Hz, that of its data (the robot declares {robot})"
+    if len(rates) > 1:
+        told = ", ".join(f"{rate:g}" for rate in rates)
+        return f"not one: its data was recorded at {told} Hz (the robot declares {robot})"
+    return f"{robot}, as the robot declares (that of its data is not known)"
 
 
 def _components(embodiment: Embodiment, facts: CardFacts) -> str:
@@ -138,9 +155,10 @@ def _components(embodiment: Embodiment, facts: CardFacts) -> str:
 def _data(facts: CardFacts) -> str:
     if isinstance(facts.data, str):
         return f"{facts.data}. License: {UNKNOWN}."
-    head = ["dataset", "episodes", "steps", "held-out episodes", "license", "published at"]
+    head = ["dataset", "episodes", "steps", "held-out episodes", "rate", "license", "published at"]
     table = _table(head, [
-        [data.name, str(data.episodes), str(data.steps), str(data.held_out_episodes), data.license,
+        [data.name, str(data.episodes), str(data.steps), str(data.held_out_episodes),
+         "not known" if data.rate_hz is None else f"{data.rate_hz:g} Hz", data.license,
          data.source or "not said"]
         for data in facts.data
     ])  # fmt: skip
@@ -183,7 +201,8 @@ def _use(embodiment: Embodiment, facts: CardFacts) -> str:
 
 
 def _limits(embodiment: Embodiment, facts: CardFacts) -> str:
-    seconds = facts.horizon / embodiment.rate_hz
+    rate_hz = facts.rate_hz or embodiment.rate_hz
+    seconds = facts.horizon / rate_hz
     judged = (
         "Not tested at all: no error of its actions was measured on held-out episodes."
         if not facts.errors
@@ -194,7 +213,7 @@ def _limits(embodiment: Embodiment, facts: CardFacts) -> str:
         judged,
         "Not tested by the run that made it: closed loop, in simulation or on a real robot; other scenes, "
         "lights, camera places, objects and instructions than those of the data.",
-        f"One answer is {facts.horizon} action(s), {seconds:.2g} s at {embodiment.rate_hz:g} Hz; at another "
+        f"One answer is {facts.horizon} action(s), {seconds:.2g} s at {rate_hz:g} Hz; at another "
         "rate the same numbers are another motion.",
         f"Cameras: {facts.image}. They must be where they were in the data.",
         "Actions outside of the ranges above were never seen. What is sent is clipped to the limits declared "

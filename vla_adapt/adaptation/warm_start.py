@@ -33,6 +33,7 @@ from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_action_adapter
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
+from vla_adapt.episodes.pooled_rate import pooled_rate_hz
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.policy.heads import ActionHead, load_head
 from vla_adapt.policy.openvla import OpenVLA
@@ -83,6 +84,7 @@ def make_warm_bundle(
     pairs = pair_actions(source, target, sides[0].normalizer, sides[1].normalizer, pairing)
     adapter, errors = fit_action_adapter(pairs, *sides, adapter_config, fit, seed)
     started = started_bundle(bundle, base, adapter, robot, measured)
+    started.rate_hz = pooled_rate_hz(target)
     names = ", ".join(dataset.name for dataset in target)
     started.facts = {
         "warm_start": {"from": bundle.robot, "data": names, **adapter.facts}, "environment": [this_start()],
@@ -235,5 +237,6 @@ def _described(before: Bundle, started: Bundle, names: str, errors: FitErrors) -
         f"slots {errors.copy:.3f}, predict-the-mean {errors.mean:.3f})",
         statistics=started.action_statistics,
         horizon=head.horizon,
+        rate_hz=started.rate_hz,
         adapted=started.adapter_config is not None,
     )

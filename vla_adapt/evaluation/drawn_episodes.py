@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vla_adapt.adaptation.robot_policy import RobotPolicy
+from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.windows import unify_motion
 from vla_adapt.evaluation.open_loop import BATCH, Place, cut_windows, unit_of
@@ -27,7 +28,7 @@ class DrawnEpisode:
 
     Attributes:
         episode: its name in the dataset.
-        rate_hz: control rate.
+        rate_hz: at which it was recorded.
         names, units: of each component.
         true: recorded, SI units.
         starts: step from which each chunk is predicted.
@@ -76,7 +77,7 @@ def _predict_episode(policy: RobotPolicy, dataset: EpisodeDataset, index: int, w
     ]
     return DrawnEpisode(
         robot=policy.robot, dataset=dataset.name, episode=episode.episode_id,
-        instruction=episode.told, rate_hz=policy.embodiment.rate_hz,
+        instruction=episode.told, rate_hz=recorded_rate_hz(dataset),
         names=tuple(SLOT_NAMES[slot] for slot in live), units=tuple(unit_of(int(slot)) for slot in live),
         true=motion.action[:length, live], starts=starts, predicted=np.concatenate(chunks).astype(np.float32),
     )  # fmt: skip

@@ -18,6 +18,7 @@ from vla_adapt.adaptation.environment_facts import read_starts
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.licenses import base_license, base_on_hub
 from vla_adapt.adaptation.original_statistics import norm_stats_entry
+from vla_adapt.episodes.pooled_rate import pooled_rate_hz
 from vla_adapt.evaluation.drawn_episodes import predict_episodes, save_episodes
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint
@@ -69,6 +70,7 @@ def _bundle(
         adapter=adapter,
         action_adapter=setting.warm[name].action_adapter if name in setting.warm else None,
         constants=robot.constants,
+        rate_hz=pooled_rate_hz(robot.train),
         facts=_facts(setting, robot, result, starts),
     )
     bundle.card = model_card(robot.embodiment, _card_facts(setting, bundle, robot, head, result))
@@ -98,6 +100,7 @@ def _card_facts(
         statistics=robot.action,
         errors=[] if result is None else result.slots,
         horizon=head.horizon,
+        rate_hz=bundle.rate_hz,
         adapted=bundle.adapter_config is not None,
         license=recipe.card.license,
         base_model=None if recipe.adaptation.changes_base else base_on_hub(source, recipe.card),

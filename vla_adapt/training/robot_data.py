@@ -8,6 +8,7 @@ from typing import Any
 from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.card import DataLine
 from vla_adapt.adaptation.licenses import UNKNOWN
+from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
 from vla_adapt.episodes.provenance import provenance, stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.training.setting import Robot, Setting
@@ -35,4 +36,4 @@ def _line(dataset: EpisodeDataset, held_out: int) -> DataLine:
     license, source = provenance(dataset)
     steps = int(dataset.lengths.sum())
     lines = dataset.name, len(dataset), steps, held_out, license or UNKNOWN, source
-    return DataLine(*lines, stand_ins(dataset))
+    return DataLine(*lines, recorded_rate_hz(dataset), stand_ins(dataset))

@@ -21,6 +21,7 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
+from vla_adapt.episodes.pooled_rate import rate_notes
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder
@@ -98,6 +99,7 @@ def prepare(recipe: Recipe) -> Setting:
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     notes += _check_held_out(recipe, robots)
+    notes += [note for robot in robots.values() for note in rate_notes(robot.train)]
     for name, robot in robots.items():
         notes += omission_notes(robot.train, robot.constants, recipe.policy.constants.get(name, {}))
     model = _base(recipe)

@@ -348,6 +348,48 @@ def no_primary(robot: str, episodes: Episodes) -> None:
         data.images = {"side": data.images["primary"]}
 
 
+def narrow_state(robot: str, episodes: Episodes) -> None:
+    """The measured hand hardly ever moves."""
+    column = state_columns(robot)[2]
+    for i, data in enumerate(episodes):
+        data.state[:, column] = 1
+        data.state[10, column] = 0.4 if i < 3 else 1
+
+
+def none_with_end(robot: str, episodes: Episodes) -> None:
+    for data in episodes:
+        data.extra["is_last"][:] = False
+
+
+def half_flipped(robot: str, episodes: Episodes) -> None:
+    flip_gripper(robot, episodes[::2])
+
+
+def some_flipped(robot: str, episodes: Episodes) -> None:
+    flip_gripper(robot, episodes[2:5])
+
+
+def some_in_tool_frame(robot: str, episodes: Episodes) -> None:
+    tool_frame(robot, episodes[2:6])
+
+
+def some_mirrored(robot: str, episodes: Episodes) -> None:
+    mirrored(robot, episodes[2:4])
+
+
+def some_at_half_rate(robot: str, episodes: Episodes) -> None:
+    other_rate(robot, episodes[2:5])
+
+
+def some_bgr(robot: str, episodes: Episodes) -> None:
+    bgr(robot, episodes[2:6])
+
+
+def few_with_both_grippers_flipped(robot: str, episodes: Episodes) -> None:
+    del episodes[5:]
+    flip_both_grippers(robot, episodes)
+
+
 PLANTS: list[tuple[Callable[[str, Episodes], None], str]] = [
     (flip_gripper, "gripper_sign"),
     (flip_both_grippers, "gripper_starts_closed"),
@@ -385,6 +427,15 @@ PLANTS: list[tuple[Callable[[str, Episodes], None], str]] = [
     (without_end, "truncated_episodes"),
     (one_without_state, "uneven_parts"),
     (no_primary, "missing_camera"),
+    (narrow_state, "narrow_quantiles"),
+    (none_with_end, "truncated_episodes"),
+    (half_flipped, "gripper_sign"),
+    (some_flipped, "gripper_sign"),
+    (some_in_tool_frame, "frame_mismatch"),
+    (some_mirrored, "axes_mismatch"),
+    (some_at_half_rate, "control_rate"),
+    (some_bgr, "bgr_images"),
+    (few_with_both_grippers_flipped, "gripper_starts_closed"),
 ]
 # What a robot's declaration says nothing about cannot be at odds with it.
 NOT_FOR = {"widowx": {no_quaternion, beyond_limits}}
@@ -406,6 +457,45 @@ def test_planted_defect_is_found_and_nothing_else(
     episodes = copied(healthy)
     plant(robot, episodes)
     assert set(serious(diagnose(robot, episodes))) == {code}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_no_part_of_clean_data_is_odd(robot: str, seed: int) -> None:
+    assert serious(diagnose(robot, clean(robot, seed))) == {}
+
+
+@pytest.mark.parametrize(
+    ("plant", "code", "ids"),
+    [
+        (half_flipped, "gripper_sign", ["0", "2", "4", "6", "8"]),
+        (some_flipped, "gripper_sign", ["2", "3", "4"]),
+        (some_in_tool_frame, "frame_mismatch", ["2", "3", "4", "5"]),
+        (some_mirrored, "axes_mismatch", ["2", "3"]),
+        (some_at_half_rate, "control_rate", ["2", "3", "4"]),
+        (some_bgr, "bgr_images", ["2", "3", "4", "5"]),
+    ],
+)
+def test_episodes_unlike_the_rest_are_named(
+    plant: Callable[[str, Episodes], None], code: str, ids: list[str]
+) -> None:
+    episodes = clean("franka_panda")
+    plant("franka_panda", episodes)
+    found = examine([MemoryDataset("merged", Embodiment.load("franka_panda"), episodes)], images=40)
+    (finding,) = {finding.code: finding for finding in found.findings if finding.code == code}.values()
+    assert finding.numbers["episodes"] == ids
+    assert f"{len(ids)} of 10 episodes" in finding.evidence
+    assert finding.severity == ("warning" if code == "bgr_images" else "error")
+
+
+def test_too_few_episodes_and_steps_are_said_to_be() -> None:
+    episodes = clean("franka_panda")[:1]
+    flip_both_grippers("franka_panda", episodes)
+    found = diagnose("franka_panda", episodes)
+    assert serious(found) == {}
+    notes = {finding.code: finding.evidence for finding in found.findings}
+    assert "1 of 1 episodes in which the gripper moves" in notes["gripper_starts_closed"]
+    assert "(too few to tell)" in notes["gripper_starts_closed"]
+    assert f"only {steps_of(episodes)} steps examined" in notes["few_steps"]
 
 
 def one(robot: str, episodes: Episodes, code: str) -> Finding:
@@ -607,15 +697,18 @@ def bridge(shared_dir: Path) -> Path:
 
 
 def test_real_bridge_episodes(bridge: Path, tmp_path: Path) -> None:
-    """No false alarm; and what it says is so: both splits of this excerpt hold the same 25 episodes."""
+    """No false alarm; what it says is so: both splits of this excerpt hold the same 25 cut episodes."""
     splits = [
         open_dataset(bridge, split=split, check=False, cache_dir=tmp_path) for split in ("train", "val")
     ]
     assert {data.action.tobytes() for data in splits[0]} == {data.action.tobytes() for data in splits[1]}
     found = examine(splits, ["train", "val"])
-    assert set(serious(found)) == {"shared_episodes"}
+    assert set(serious(found)) == {"shared_episodes", "truncated_episodes"}
     assert all(np.abs(data.action[0, :6]).max() < 1e-5 for data in splits[0])
-    assert {finding.code for finding in found.findings} == {"shared_episodes", "dummy_first_action"}
+    # The excerpt holds the first ten steps of each episode.
+    assert {len(data) for data in splits[0]} == {10}
+    codes = {"shared_episodes", "truncated_episodes", "dummy_first_action"}
+    assert {finding.code for finding in found.findings} == codes
 
 
 REAL_PLANTS = [

@@ -18,6 +18,7 @@ from vla_adapt.episodes import episode_facts as facts
 from vla_adapt.episodes import fake_data, open_dataset
 from vla_adapt.episodes.conversion.convert import convert_dataset
 from vla_adapt.episodes.mapping.entry import SIDECAR
+from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.mixing import open_mixture as open_mixture_module
 from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
 from vla_adapt.episodes.mixing.held_out import is_held_out
@@ -131,22 +132,42 @@ def test_options_of_reading_reach_the_dataset(many: Path, tmp_path: Path) -> Non
 
 
 def test_episode_weights_from_a_file(many: Path, tmp_path: Path) -> None:
-    """Episode 0 has three times the weight of the others, episode 1 none."""
+    """Episode 0 has three times the weight of the others, episode 1 none and is left out."""
     file = tmp_path / "scores.json"
     file.write_text(json.dumps({"*": 1, "train/0": 3, "train/1": 0, "val/0": 5}))
     opened = open_mixture(MixtureSpec(sources=[Source(path=str(many), episode_weights=str(file))]))
-    assert opened.notes == [f"many: 1 names in {file} are no episodes to train on"]
-    lengths = opened.parts[0].train.lengths
-    assert opened.parts[0].steps == lengths.sum() - lengths[1]
+    assert opened.notes == [
+        f"many: 1 names in {file} are no episodes to train on",
+        "many: 1 episodes of weight 0 are left out",
+    ]
+    (part,) = opened.parts
+    names = [facts.episode_id(part.train, i) for i in range(len(part.train))]
+    assert names == [f"train/{i}" for i in range(40) if i != 1]
+    assert part.steps == part.train.lengths.sum()
+    assert part.episode_weights is not None
+    lengths, rates = part.train.lengths, part.episode_weights * part.steps
+    assert part.episode_weights.tolist() == [3.0] + [1.0] * 38
+    rates /= part.episode_weights @ lengths
     mixture = opened.draw(seed=4, horizon=2)
-    rates = np.where(np.arange(40) == 0, 3.0, 1.0)
-    rates[1] = 0
-    rates *= opened.parts[0].steps / (rates @ lengths)
-    draws = 50 * opened.parts[0].steps
+    draws = 50 * part.steps
     counts = Counter((sample.episode, sample.step) for sample in map(mixture.sample, range(draws)))
     for episode, length in enumerate(lengths):
         for step in range(length):
             assert abs(counts[episode, step] - 50 * rates[episode]) <= 2
+
+
+def test_episodes_of_weight_0_do_not_count_in_statistics(many: Path, tmp_path: Path) -> None:
+    """Nor does a cached summary of all of them stand in for that of the others."""
+    file, source = tmp_path / "scores.json", Source(path=str(many))
+    everything = robot_statistics([open_source(source).train])
+    file.write_text(json.dumps({"*": 1, **{f"train/{i}": 0 for i in range(0, 40, 2)}}))
+    part = open_source(source.model_copy(update={"episode_weights": str(file)}))
+    (found,) = robot_statistics([part.train]).values()
+    (plain,) = robot_statistics([part.train], cache=False).values()
+    rows = np.concatenate([part.train[i].action for i in range(len(part.train))])
+    assert found.action.count == plain.action.count == len(rows)
+    assert all(one.action.count == int(open_dataset(many).lengths.sum()) for one in everything.values())
+    np.testing.assert_array_equal(found.action.mean, plain.action.mean)
 
 
 def test_balance_by_steps(many: Path, written: Path) -> None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
+# So many episodes that are unlike the rest are no accident: a part that was recorded or converted otherwise.
+LEAST_ODD, ODD_SHARE = 2, 0.02
+MANY = 0.1
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
@@ -41,6 +44,16 @@ class Finding:
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes; otherwise in the given order."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def is_a_part(odd: Sequence[object], of: int) -> bool:
+    """Whether odd episodes, of so many that could be judged, are enough to be told about."""
+    return len(odd) >= max(LEAST_ODD, ODD_SHARE * of)
+
+
+def part_severity(odd: Sequence[object], of: int) -> Severity:
+    """An error where the odd ones are many; a warning where a few may be the measurement's fault."""
+    return "error" if len(odd) >= MANY * of else "warning"
 
 
 def share(count: int, of: int, what: str) -> str:

@@ -13,6 +13,7 @@ from vla_adapt.episodes.source import Episode
 PER_EPISODE = 4
 # Largest difference of any pixel that still counts as the same frame: video codecs repeat with small errors.
 SAME_PIXELS = 2
+GRID = 4
 
 
 class Frame(NamedTuple):
@@ -25,6 +26,7 @@ class Frame(NamedTuple):
         spread: standard deviation of the brightness, 0..255.
         warm, cool: share of colored pixels with red > green > blue, and with blue > green > red.
         flat: share of pixels exactly equal to their neighbor; high in rendered images.
+        grid: means of red, green and blue in `GRID` x `GRID` fields of the image, row by row.
         repeats: the same pixels as the frame sampled before it in its episode.
         moved: the robot moved clearly between the two.
     """
@@ -38,6 +40,7 @@ class Frame(NamedTuple):
     warm: float
     cool: float
     flat: float
+    grid: tuple[float, ...]
     repeats: bool
     moved: bool
 
@@ -110,6 +113,7 @@ def describe_frame(
         warm=float((colored & (red > green) & (green > blue)).mean()),
         cool=float((colored & (blue > green) & (green > red)).mean()),
         flat=float(neighbors.mean()),
+        grid=tuple(_grid(pixels).ravel().tolist()),
         repeats=repeats,
         moved=moved,
     )
@@ -121,3 +125,12 @@ def cameras_of(frames: Sequence[Frame]) -> dict[str, list[Frame]]:
     for frame in frames:
         by_camera.setdefault(frame.camera, []).append(frame)
     return by_camera
+
+
+def _grid(pixels: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "g g 3"]:
+    """Mean color of each field; images smaller than the grid are one color all over."""
+    height, width = pixels.shape[0] // GRID, pixels.shape[1] // GRID
+    if not height or not width:
+        return np.broadcast_to(pixels.mean(axis=(0, 1)), (GRID, GRID, 3))
+    cut = pixels[: GRID * height, : GRID * width].reshape(GRID, height, GRID, width, 3)
+    return cut.mean(axis=(1, 3))

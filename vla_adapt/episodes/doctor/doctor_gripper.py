@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from vla_adapt.embodiment import GripperRange
-from vla_adapt.episodes.doctor.doctor_finding import Finding, Severity, share
+from vla_adapt.episodes.doctor.doctor_finding import (
+    Finding,
+    Severity,
+    is_a_part,
+    listed,
+    part_severity,
+    share,
+)
 from vla_adapt.episodes.doctor.doctor_survey import Survey
 
 OUTSIDE = 0.1  # of the declared span: how far beyond open or closed a number may lie
@@ -16,7 +23,12 @@ NARROW = 0.2  # of the declared span: a gripper that moves, but within less, is 
 LEAST_MOTION = 0.01
 CLIPPED = 1.05  # spans beyond closed or open from which clipping is no longer what was meant
 OPPOSITE = -0.4  # correlation of command and measurement below which the sign is wrong
-LEAST_EPISODES = 8
+# In one episode: correlation that shows which way round it is, at least so much clearer than the other way,
+# over so many steps, of openings that vary by so much (standard deviation).
+CLEAR, CLEARER, LEAST_ROWS, LEAST_SPREAD = 0.6, 0.2, 15, 0.1
+MOST_LAGS = 16
+# Hands that start closed: most of so many episodes, or all of fewer; of still fewer it is only noted.
+LEAST_EPISODES, FEW_EPISODES = 8, 4
 MOSTLY = 0.8
 
 
@@ -38,8 +50,13 @@ def check_gripper_sign(survey: Survey) -> Iterator[Finding]:
     for slot, part, command in survey.action.openings():
         if slot not in measured or part.gripper is None:
             continue
+        ways = ways_round(survey, command, measured[slot])
+        against, along = np.flatnonzero(ways < 0).tolist(), np.flatnonzero(ways > 0).tolist()
+        judged = len(against) + len(along)
         level, change = _agreement(survey, command, measured[slot])
-        if level < OPPOSITE and change < 0:
+        if is_a_part(against, judged) and along:
+            yield _some_against(survey, slot, against, judged)
+        elif level < OPPOSITE and change < 0:
             yield Finding(
                 "gripper_sign", "error", survey.name,
                 f"{slot}: commanded and measured opening run against each other: correlation {level:.2f} "
@@ -51,6 +68,18 @@ def check_gripper_sign(survey: Survey) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def _some_against(survey: Survey, slot: str, against: list[int], judged: int) -> Finding:
+    names = survey.ids(against)
+    return Finding(
+        "gripper_sign", part_severity(against, judged), survey.name,
+        f"{slot}: in {share(len(against), judged, 'episodes')} in which the gripper moves, commanded and "
+        f"measured opening run against each other, in {judged - len(against)} along: {listed(names)}",
+        "two recordings with opposite conventions under one name? keep them apart as datasets with "
+        "`gripper: {open, closed}` of their own, or drop these episodes",
+        {"episodes": names[:50], "judged": judged},
+    )  # fmt: skip
+
+
 def check_gripper_start(survey: Survey) -> Iterator[Finding]:
     """Most tasks start with an open hand; where nearly all start closed, both conventions may be swapped."""
     if any([*check_gripper_sign(survey), *check_gripper_scale(survey)]):
@@ -58,13 +87,16 @@ def check_gripper_start(survey: Survey) -> Iterator[Finding]:
     for slot, part, command in survey.action.openings():
         first, moves = _first_openings(survey, command)
         closed = int((first[moves] < 0.5).sum())
-        if part.gripper is None or moves.sum() < LEAST_EPISODES or closed < MOSTLY * moves.sum():
+        judged = int(moves.sum())
+        least = MOSTLY * judged if judged >= LEAST_EPISODES else judged
+        if part.gripper is None or not judged or closed < least:
             continue
+        few = judged < FEW_EPISODES
         yield Finding(
-            "gripper_starts_closed", "warning", survey.name,
+            "gripper_starts_closed", "note" if few else "warning", survey.name,
             f"{slot}: {share(closed, int(moves.sum()), 'episodes in which the gripper moves')} start "
-            f"closed, where hands usually start open; declared open = {part.gripper.open:g}, closed = "
-            f"{part.gripper.closed:g}",
+            f"closed, where hands usually start open{' (too few to tell)' if few else ''}; declared open = "
+            f"{part.gripper.open:g}, closed = {part.gripper.closed:g}",
             "look at an episode (vla-adapt data inspect): if the hand is open at the start, swap open and "
             "closed in the embodiment; if the tasks begin with something in the hand, all is well",
             {"closed_at_start": closed, "episodes": int(moves.sum())},
@@ -118,6 +150,48 @@ def _agreement(
         if abs(level) > abs(best):
             best, change = level, correlation(command[rows], measured[rows + lag] - measured[rows])
     return best, change
+
+
+def ways_round(
+    survey: Survey, command: Float[np.ndarray, " N"], measured: Float[np.ndarray, " N"]
+) -> Int[np.ndarray, " E"]:
+    """Of each episode alone: 1 where the opening follows the command, -1 where it runs against it, else 0.
+
+    The opening may follow within two seconds; the more of the episode a delay leaves, the more it counts.
+    """
+    highest, lowest = np.full(len(survey.lengths), -np.inf), np.full(len(survey.lengths), np.inf)
+    slowest = max(2, round(2 * survey.rate_hz))
+    for lag in np.unique(np.linspace(0, slowest, MOST_LAGS).round().astype(int)).tolist():
+        rows = survey.together(lag)
+        found = _correlations(
+            command[rows], measured[rows + lag], survey.episode_of[rows], len(survey.lengths)
+        )
+        found *= np.maximum(survey.lengths - lag, 0) / np.maximum(survey.lengths, 1)
+        highest, lowest = np.fmax(highest, found), np.fmin(lowest, found)
+    along = (highest > CLEAR) & (highest > -lowest + CLEARER)
+    against = (lowest < -CLEAR) & (-lowest > highest + CLEARER)
+    return along.astype(int) - against.astype(int)
+
+
+def _correlations(
+    x: Float[np.ndarray, " M"],
+    y: Float[np.ndarray, " M"],
+    episode: Int[np.ndarray, " M"],
+    episodes: int,
+) -> Float[np.ndarray, " E"]:
+    """Pearson's correlation within each episode; NaN where it is too short or moves too little."""
+    good = np.isfinite(x) & np.isfinite(y)
+    x, y, episode = x[good].astype(np.float64), y[good].astype(np.float64), episode[good]
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(episode, values, episodes) / np.maximum(count, 1)
+
+    count = np.bincount(episode, minlength=episodes)
+    x, y = x - mean(x)[episode], y - mean(y)[episode]
+    spread = np.sqrt(mean(x * x)), np.sqrt(mean(y * y))
+    enough = (count >= LEAST_ROWS) & (spread[0] > LEAST_SPREAD) & (spread[1] > LEAST_SPREAD)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(enough, mean(x * y) / (spread[0] * spread[1]), np.nan)
 
 
 def correlation(x: Float[np.ndarray, " M"], y: Float[np.ndarray, " M"]) -> float:

@@ -1,12 +1,12 @@
-"""Checks of end-effector deltas against measured poses: do they integrate, in which frame, how delayed?"""
+"""End-effector deltas against measured poses: do they integrate, in which frame, how delayed?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from scipy.spatial.transform import Rotation
 
 from vla_adapt.actions.rotation import decode_rotation
@@ -22,6 +22,7 @@ from vla_adapt.episodes.doctor.doctor_fit import (
 )
 from vla_adapt.episodes.doctor.doctor_survey import Survey
 
+GROUPS = tuple(f"{side}_ee_{kind}_delta" for side in ("right", "left") for kind in ("position", "rotation"))
 LAGS = tuple(range(-2, 4))
 LEAST_ROWS, MOST_ROWS = 60, 50_000
 EXPLAINED = 0.25  # least share of the motion a hypothesis must explain to be believed
@@ -57,6 +58,11 @@ class Measured(NamedTuple):
     def kind(self) -> str:
         return self.component.group.kind
 
+    @property
+    def frames(self) -> tuple[str, ...]:
+        """In which the motion is known."""
+        return ("base", "tool") if self.turns is not None else ("base",)
+
     def motion(self, rows: np.ndarray, lag: int, frame: str) -> Float[np.ndarray, "M 3"]:
         """What happened from step t + lag to the next, for rows t, seen in `base` or `tool`."""
         before, after = rows + lag, rows + lag + 1
@@ -71,32 +77,31 @@ class Measured(NamedTuple):
         return (second * first.inv() if frame == "base" else first.inv() * second).as_rotvec()
 
 
-def check_deltas(survey: Survey) -> Iterator[Finding]:
-    """End-effector deltas that do not do what the embodiment says they do."""
-    if survey.state is None:
-        return
-    for side in ("right", "left"):
-        for group in (f"{side}_ee_position_delta", f"{side}_ee_rotation_delta"):
-            measured = _measured(survey, side, group)
-            if measured is not None:
-                yield from _judge(survey, measured)
-
-
-def _judge(survey: Survey, measured: Measured) -> Iterator[Finding]:
+def usable_rows(survey: Survey, measured: Measured) -> Int64[np.ndarray, " M"]:
+    """Steps with a command, poses all around, and no spike; none where there are too few, or no motion."""
+    none = np.zeros(0, np.int64)
     rows = survey.together(*(lag + 1 for lag in LAGS), *LAGS)
     usable = np.isfinite(measured.command).all(axis=1) & np.isfinite(measured.pose).all(axis=1)
     rows = rows[np.all([usable[rows + offset] for offset in (*LAGS, LAGS[-1] + 1)], axis=0)]
-    command = measured.command[rows]
     declared = measured.component.frame
-    frames = ("base", "tool") if measured.turns is not None else ("base",)
-    if len(rows) < LEAST_ROWS or declared not in frames:
-        return
-    rows = rows[_ordinary(command, measured.motion(rows, 0, declared))][:: len(rows) // MOST_ROWS + 1]
-    command = measured.command[rows]
-    motions = {(lag, frame): measured.motion(rows, lag, frame) for lag in LAGS for frame in frames}
+    if len(rows) < LEAST_ROWS or declared not in measured.frames:
+        return none
+    motion = measured.motion(rows, 0, declared)
+    ordinary = _ordinary(measured.command[rows], motion)
     least = LEAST_MOTION[measured.kind] * np.sqrt(5 / max(5.0, survey.rate_hz))
-    if _rms(motions[0, declared]) < least or _rms(command) < 1e-12:
+    if _rms(motion[ordinary]) < least or _rms(measured.command[rows[ordinary]]) < 1e-12:
+        return none
+    return rows[ordinary]
+
+
+def judge(survey: Survey, measured: Measured) -> Iterator[Finding]:
+    """What is wrong with the commands of one hand, over all steps together."""
+    rows = usable_rows(survey, measured)
+    if not len(rows):
         return
+    rows, declared = rows[:: len(rows) // MOST_ROWS + 1], measured.component.frame
+    command = measured.command[rows]
+    motions = {(lag, frame): measured.motion(rows, lag, frame) for lag in LAGS for frame in measured.frames}
     plain = {key: fit_scaled(command, motion) for key, motion in motions.items()}
     turned = {lag: fit_turned(command, motions[lag, declared]) for lag in LAGS}
     level = max(fit_level(command, measured.pose[rows + offset]) for offset in (0, 1))
@@ -136,7 +141,7 @@ def _verdict(
             "relabel_from_next_state",
             numbers,
         )  # fmt: skip
-    elif elsewhere.explained > EXPLAINED and _clearly_better(elsewhere.explained, best.explained) and (
+    elif elsewhere.explained > EXPLAINED and clearly_better(elsewhere.explained, best.explained) and (
         elsewhere.explained > turn.explained - 0.05
     ):  # fmt: skip
         yield Finding(
@@ -147,7 +152,7 @@ def _verdict(
         )  # fmt: skip
     elif (
         turn.explained > EXPLAINED
-        and _clearly_better(turn.explained, best.explained)
+        and clearly_better(turn.explained, best.explained)
         and angle_deg(turn.turn) > TURNED_DEG
     ):
         yield Finding(
@@ -209,9 +214,10 @@ def _scale_and_delay(
         )  # fmt: skip
 
 
-def _measured(survey: Survey, side: str, group: str) -> Measured | None:
-    """Command and pose of one hand, or None where one of them is not whole."""
+def measured_hand(survey: Survey, group: str) -> Measured | None:
+    """Command and pose of one hand (one of `GROUPS`), or None where one of them is not whole."""
     assert survey.state is not None
+    side = group.partition("_")[0]
     found, pose = survey.action.part(group), survey.state.group(group)
     if found is None or pose is None or len(found[0].slot_indices) != 3:
         return None
@@ -246,10 +252,10 @@ def _turns(survey: Survey, side: str) -> Rotation | None:
     return decode_rotation(numbers * np.array(component.native_scale), encoding)
 
 
-def _clearly_better(explained: float, than: float) -> bool:
-    """By a margin; or by less, when it leaves next to nothing unexplained."""
+def clearly_better(explained: float | np.ndarray, than: float | np.ndarray) -> Any:
+    """By a margin; or by less, when it leaves next to nothing unexplained. Of arrays each by itself."""
     gain = explained - than
-    return gain > BETTER or (gain > SLIGHTLY and 1 - explained < (1 - than) / 3)
+    return (gain > BETTER) | ((gain > SLIGHTLY) & (1 - explained < (1 - than) / 3))
 
 
 def _ordinary(*vectors: Float[np.ndarray, "M 3"]) -> np.ndarray:

@@ -86,11 +86,11 @@ def check_dead(survey: Survey) -> Iterator[Finding]:
 
 def check_narrow(survey: Survey) -> Iterator[Finding]:
     """Dimensions that change, but whose q01 and q99 are as good as equal."""
-    track, values = survey.action, survey.action.plain
-    if survey.steps < LEAST_STEPS:
-        return
-    narrow = np.flatnonzero(_narrow(track) & (_span(values) > 0))
-    if len(narrow):
+    for what, track in _tracks(survey):
+        values = track.plain
+        narrow = np.flatnonzero(_narrow(track) & (_span(values) > 0))
+        if not len(narrow) or survey.steps < LEAST_STEPS:
+            continue
         low, high = _quantiles(values)
         far = np.nanmax(np.abs(values - _median(values)), axis=0)
         shown = [
@@ -99,11 +99,23 @@ def check_narrow(survey: Survey) -> Iterator[Finding]:
         ]
         yield Finding(
             "narrow_quantiles", "warning", survey.name,
-            f"q01 = q99 for {len(narrow)} of {values.shape[1]} action numbers although they change: "
+            f"q01 = q99 for {len(narrow)} of {values.shape[1]} {what} numbers although they change: "
             f"{listed(shown, 7)}",
             "quantile normalization clips all that these do; check units, or give the rare motion more "
             "weight",
             {"names": [track.plain_names[i] for i in narrow]},
+        )  # fmt: skip
+
+
+def check_enough(survey: Survey) -> Iterator[Finding]:
+    """Too few steps for the checks that look at how numbers are distributed."""
+    if 0 < survey.steps < LEAST_STEPS:
+        yield Finding(
+            "few_steps", "note", survey.name,
+            f"only {survey.steps} steps examined: too few to judge quantiles and outliers (from "
+            f"{LEAST_STEPS} on), and how commands fit the measured motion",
+            "examine more of it (--max-episodes 0), or look at it yourself (vla-adapt data inspect)",
+            {"steps": survey.steps},
         )  # fmt: skip
 
 

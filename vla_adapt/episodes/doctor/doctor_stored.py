@@ -38,13 +38,13 @@ def mapped(dataset: EpisodeDataset, number: int = 0) -> tuple[MappedDataset, int
 
 
 def recorded_rate_hz(dataset: EpisodeDataset) -> float:
-    """The rate the entry declares, else the embodiment's; of every n-th step an n-th of it."""
+    """The rate the entry declares, else the files (LeRobot's fps), else the robot; an n-th if strided."""
     if isinstance(dataset, EpisodeSubset):
         return recorded_rate_hz(dataset.dataset)
     if isinstance(dataset, StridedDataset):
         return recorded_rate_hz(dataset.dataset) / dataset.stride
     found = mapped(dataset) if len(dataset) else None
-    declared = found[0].entry.rate_hz if found else None
+    declared = (found[0].entry.rate_hz or getattr(found[0].store, "rate_hz", None)) if found else None
     return declared or dataset.embodiment.rate_hz
 
 

@@ -80,6 +80,7 @@ class Survey:
         state: [N] rows of states, when every examined episode has one; else None.
         frames: the sampled images, in order of episode, camera and step.
         rate_hz: at which the data was recorded, as declared.
+        stride: every so manyth step will be read; what is examined are all of them.
         grippers: stored gripper fields as they are before clipping, each over all examined steps.
         problems: what could not be read.
     """
@@ -94,6 +95,12 @@ class Survey:
     grippers: Sequence[StoredGripper] = ()
     frames: Sequence[Frame] = ()
     problems: Sequence[Problem] = ()
+    stride: int = 1
+
+    @property
+    def read_hz(self) -> float:
+        """The rate that training will see."""
+        return self.rate_hz / self.stride
 
     @property
     def steps(self) -> int:
@@ -123,6 +130,22 @@ class Survey:
     def episodes_with(self, rows: Bool[np.ndarray, " N"]) -> list[str]:
         """Ids of the episodes that have such a row."""
         return [self.recordings[i].episode_id for i in np.unique(self.episode_of[rows])]
+
+    def only(self, episodes: Sequence[int]) -> Survey:
+        """A survey of some of the examined episodes (by number, ascending), without their images."""
+        rows = np.isin(self.episode_of, episodes)
+        return dataclasses.replace(
+            self,
+            recordings=[self.recordings[number] for number in episodes],
+            action=self.action.rows(rows),
+            state=None if self.state is None else self.state.rows(rows),
+            grippers=[gripper._replace(opening=gripper.opening[rows]) for gripper in self.grippers],
+            frames=(),
+        )
+
+    def ids(self, episodes: Sequence[int]) -> list[str]:
+        """Ids of examined episodes by number."""
+        return [self.recordings[number].episode_id for number in episodes]
 
     def together(self, *offsets: int) -> Int64[np.ndarray, " M"]:
         """Rows t for which t + each offset lies in the episode of t."""

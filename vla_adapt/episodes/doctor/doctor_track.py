@@ -60,6 +60,10 @@ class Track:
                 values[:, columns] *= component.native_scale
         return values
 
+    def rows(self, chosen: Bool[np.ndarray, " N"]) -> Track:
+        """Some of the steps."""
+        return dataclasses.replace(self, native=self.native[chosen], unified=self.unified[chosen])
+
     @property
     def plain_names(self) -> list[str]:
         """What to call each native number: its slot, or its component and place (quaternions)."""

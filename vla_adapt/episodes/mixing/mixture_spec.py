@@ -92,7 +92,8 @@ class Source(SourceOptions):
         entry: a catalogued name or a YAML file that says how its fields map onto the robot; None: found by
             the dataset's own description or its name.
         weight: against the other datasets; what it means is up to the mixture's `balance`.
-        episode_weights: file of episode name -> weight, see `episode_weights`.
+        episode_weights: file of episode name -> weight, see `episode_weights`; episodes of weight 0 are left
+            out, of the statistics too.
     """
 
     path: str

@@ -37,7 +37,7 @@ class Part:
         source: what was asked for.
         train: episodes to draw from.
         held_out: episodes to judge on, or None.
-        episode_weights: [E] of the train episodes, or None.
+        episode_weights: [E] of the train episodes, above 0, or None.
         notes: what of the dataset was left out, damaged places too, one line each. (Images that something
             stands in for are met only when they are drawn, and told then, see `mapped.MappedDataset`.)
     """
@@ -51,8 +51,7 @@ class Part:
     @property
     def steps(self) -> int:
         """Steps that can be drawn."""
-        lengths = self.train.lengths
-        return int(lengths.sum() if self.episode_weights is None else lengths[self.episode_weights > 0].sum())
+        return int(self.train.lengths.sum())
 
 
 @dataclass(frozen=True)
@@ -157,6 +156,11 @@ def open_source(source: Source) -> Part:
             notes.append(
                 f"{dataset.name}: {strangers} names in {source.episode_weights} are no episodes to train on"
             )
+        # As with a filter: what is never drawn is not measured either.
+        drawn = np.flatnonzero(weights)
+        if len(drawn) < len(weights):
+            notes.append(f"{dataset.name}: {len(weights) - len(drawn)} episodes of weight 0 are left out")
+            train, weights = EpisodeSubset(train, drawn), weights[drawn]
     return Part(source, train, held_out, weights, tuple(notes))
 
 

@@ -1,0 +1,65 @@
+"""The rate of a robot's data: one where its datasets agree, none where they do not, and notes about both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes import MemoryDataset, fake_data, open_dataset
+from vla_adapt.episodes.lerobot.lerobot_write import write_lerobot
+from vla_adapt.episodes.pooled_rate import pooled_rate_hz, rate_notes, rates_differ
+from vla_adapt.episodes.rlds.write import RldsWriter
+from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.subset import EpisodeSubset
+
+WIDOWX = Embodiment.load("widowx")  # 5 Hz
+
+
+@pytest.fixture(scope="module")
+def at_rates(tmp_path_factory: pytest.TempPathFactory) -> dict[float, EpisodeDataset]:
+    """Rate -> a dataset of one robot, stored at it; 50 Hz says so only by LeRobot's fps."""
+    folder, rng, found = tmp_path_factory.mktemp("rates"), np.random.default_rng(0), {}
+    with RldsWriter(folder, "plain", WIDOWX) as writer:
+        for _ in range(3):
+            writer.add("train", fake_data(WIDOWX, rng, 9))
+    found[5.0] = open_dataset(writer.path)
+    for rate in (5.5, 20.0):
+        entry = found[5.0].entry.model_copy(update={"rate_hz": rate})
+        found[rate] = open_dataset(writer.path, entry=entry)
+    write_lerobot(folder / "fast", WIDOWX, [fake_data(WIDOWX, rng, 9)], fps=50)
+    entry = open_dataset(folder / "fast").entry.model_copy(update={"rate_hz": None})
+    found[50.0] = open_dataset(folder / "fast", entry=entry)
+    return found
+
+
+def test_where_rates_agree_that_of_most_steps_counts(at_rates: dict[float, EpisodeDataset]) -> None:
+    part = EpisodeSubset(at_rates[5.5], [0])
+    assert pooled_rate_hz([at_rates[5.0]]) == 5.0
+    assert pooled_rate_hz([part, at_rates[5.0]]) == 5.0
+    assert pooled_rate_hz([at_rates[20.0], EpisodeSubset(at_rates[20.0], [1])]) == 20.0
+    assert pooled_rate_hz([at_rates[50.0]]) == 50.0
+    assert (
+        pooled_rate_hz([MemoryDataset("memory", WIDOWX, [fake_data(WIDOWX, np.random.default_rng(0))])])
+        == 5.0
+    )
+
+
+def test_where_they_differ_there_is_none(at_rates: dict[float, EpisodeDataset]) -> None:
+    assert pooled_rate_hz([at_rates[5.0], EpisodeSubset(at_rates[20.0], [0])]) is None
+
+
+def test_notes(at_rates: dict[float, EpisodeDataset]) -> None:
+    assert rate_notes([at_rates[5.0], at_rates[5.5]]) == []
+    (other,) = rate_notes([at_rates[20.0]])
+    assert "recorded at 20 Hz, the robot declares 5 Hz" in other
+    (several,) = rate_notes([at_rates[5.0], at_rates[20.0]])
+    assert "plain 5 Hz, plain 20 Hz" in several
+    assert "its bundle names no rate" in several
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"), [(10.0, 11.0, False), (10.0, 12.0, True), (12.0, 10.0, True)]
+)
+def test_a_tenth_is_the_same_a_fifth_is_not(one: float, other: float, differ: bool) -> None:
+    assert rates_differ(one, other) is differ

@@ -91,7 +91,7 @@ def finished_run(make_recipe: Callable[..., Recipe], tmp_path_factory: pytest.Te
 
 @pytest.fixture
 def killed_at() -> Callable[[int, Callable[[], object]], bool]:
-    """(moment, action) -> whether `action` died, run in a process that ends before file operation `moment`."""
+    """(moment, action): run `action` in a process that ends before file operation `moment`; did it?"""
     return _killed_at
 
 

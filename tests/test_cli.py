@@ -135,6 +135,65 @@ def test_data_doctor_takes_recipes_and_mixtures(run, two_robot_data: dict[str, P
     assert (code, "--embodiment goes with one dataset" in err) == (2, True)
 
 
+@pytest.fixture
+def recipe_file(two_robot_data: dict[str, Path], tmp_path: Path) -> Path:
+    """A recipe over both robots, that of the second damaged at its end and left out."""
+    damaged = Path(shutil.copytree(two_robot_data["bimanual_panda"], tmp_path / "damaged" / "1.0.0"))
+    (shard,) = damaged.glob("*-train.tfrecord*")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        f"name: r\noutput: {tmp_path / 'o'}\nmixture:\n  - {{path: {two_robot_data['ur5e']}}}\n"
+        f"  - {{path: {damaged}, on_error: skip, held_out_split: ''}}\n"
+    )
+    return file
+
+
+@pytest.mark.filterwarnings("ignore:.*truncated")
+def test_data_index_takes_recipes_and_mixtures(run, recipe_file: Path, two_robot_data, tmp_path: Path):
+    code, out, _ = run("data", "index", recipe_file)
+    told = [line.split(":") for line in out.splitlines()]
+    assert (code, [name for name, _ in told]) == (
+        0, ["ur5e_fake [train]", "ur5e_fake [val]", "bimanual_panda_fake [train]"]
+    )  # fmt: skip
+    assert [int(text.split()[0]) for _, text in told] == [3, 1, 2]
+    code, _, err = run("data", "index", recipe_file, "--on-error", "error")
+    assert (code, "file is truncated" in err) == (2, True)
+    code, _, err = run("data", "index", recipe_file, "--split", "val")
+    assert (code, "--split goes with one dataset" in err) == (2, True)
+    code, out, _ = run("data", "index", two_robot_data["ur5e"], "--split", "train", "--split", "val")
+    assert (code, out.count("ur5e_fake [")) == (0, 2)
+    (tmp_path / "bridge_orig").symlink_to(two_robot_data["ur5e"])
+    for verb in ("index", "inspect", "stats"):
+        code, _, err = run("data", verb, "bridge", "--folder", tmp_path)
+        assert (code, "ur5e_fake: no field" in err) == (2, True)  # Bridge's fields are not there
+
+
+@pytest.mark.filterwarnings("ignore:.*truncated")
+def test_data_inspect_of_a_recipe_writes_a_page_of_each_dataset(run, recipe_file: Path, tmp_path: Path):
+    code, out, _ = run("data", "inspect", recipe_file, "--episode", 1, "--out", tmp_path / "pages")
+    pages = sorted(page.name for page in (tmp_path / "pages").iterdir())
+    assert (code, pages) == (0, ["bimanual_panda_fake_episode_1.html", "ur5e_fake_episode_1.html"])
+    assert out.count("7 steps") == 2
+    code, _, err = run("data", "inspect", recipe_file, "--episode", 2)
+    assert (code, "damaged/1.0.0 [train]: it has 2; count from 0" in err) == (2, True)
+
+
+def test_pages_of_datasets_of_one_name_differ(run, two_robot_data: dict[str, Path], tmp_path: Path):
+    mixture = tmp_path / "m.yaml"
+    mixture.write_text(f"sources: [{{path: {two_robot_data['ur5e']}}}, {{path: {two_robot_data['ur5e']}}}]")
+    assert run("data", "inspect", mixture, "--out", tmp_path / "pages")[0] == 0
+    pages = sorted(page.name for page in (tmp_path / "pages").iterdir())
+    assert pages == ["ur5e_fake_2_episode_0.html", "ur5e_fake_episode_0.html"]
+
+
+@pytest.mark.parametrize("verb", ["stats", "doctor"])
+def test_where_json_cannot_go_is_told_before_the_work(run, verb: str, tmp_path: Path):
+    for file in (tmp_path / "gone" / "s.json", tmp_path):
+        code, out, err = run("data", verb, tmp_path / "no dataset", "--json", file)
+        assert (code, out, f"--json {file}: wanted a file in a folder that is there" in err) == (2, "", True)
+
+
 def test_data_convert(run, two_robot_data: dict[str, Path], tmp_path: Path):
     code, _, err = run("data", "convert", two_robot_data["ur5e"], tmp_path / "out", "--to", "lerobto")
     assert (code, "did you mean 'lerobot'?" in err) == (2, True)

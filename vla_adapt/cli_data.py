@@ -37,8 +37,14 @@ Entry = Annotated[
     str | None, typer.Option("--entry", help="how fields map onto the robot: catalogued name or YAML file")
 ]
 Split = Annotated[str, typer.Option("--split")]
-DAMAGED = "damaged episodes: 'error', or 'skip' them and say so"
-OnError = Annotated[str, typer.Option("--on-error", help=DAMAGED)]
+Splits = Annotated[list[str] | None, typer.Option("--split", help="repeatable; default: train")]
+OnError = Annotated[
+    str | None,
+    typer.Option(
+        "--on-error",
+        help="damaged episodes: 'error', or 'skip' and say so; default: as the mixture says, else 'error'",
+    ),
+]
 Where = Annotated[
     str | None, typer.Option("--folder", help="with a named mixture: the folder that holds its datasets")
 ]
@@ -47,21 +53,28 @@ Json = Annotated[Path | None, typer.Option("--json", help="also write it here as
 
 @data_app.command("index")
 def data_index(
-    path: Folder,
+    data: Data,
     embodiment: Robot = None,
     entry: Entry = None,
-    split: Split = "train",
-    on_error: OnError = "error",
+    split: Splits = None,
+    folder: Where = None,
+    on_error: OnError = None,
 ) -> None:
-    """Index a dataset (once; later opens reuse it). Example: vla-adapt data index data/bridge_dataset"""
-    from vla_adapt.episodes import open_dataset
+    """Index datasets (once; later opens reuse it), of a mixture also the splits that are judged on.
 
-    dataset = open_dataset(path, embodiment=embodiment, split=split, entry=entry, on_error=_policy(on_error))
-    steps = int(sum(dataset.lengths))
-    console.print(
-        f"{dataset.name} [{split}]: {len(dataset)} episodes, {steps} steps, {dataset.embodiment.name}",
-        markup=False,
-    )
+    Examples: vla-adapt data index data/bridge_dataset; vla-adapt data index recipes/bridge_lora.yaml
+    """
+    from vla_adapt.episodes.mixing.open_mixture import open_split
+
+    for source in _sources(data, embodiment, entry, split, folder, on_error):
+        for name in dict.fromkeys((source.split, source.judged_split or source.split)):
+            dataset = open_split(source, name)
+            steps, every = (
+                int(sum(dataset.lengths)),
+                f" (every {source.stride}th)" if source.stride > 1 else "",
+            )
+            told = f"{len(dataset)} episodes, {steps} steps{every}, {dataset.embodiment.name}"
+            console.print(f"{dataset.name} [{name}]: {told}", markup=False)
 
 
 @data_app.command("doctor")
@@ -69,7 +82,7 @@ def data_doctor(
     data: Data,
     embodiment: Robot = None,
     entry: Entry = None,
-    split: Annotated[list[str] | None, typer.Option("--split", help="repeatable; default: train")] = None,
+    split: Splits = None,
     folder: Where = None,
     max_episodes: Annotated[
         int, typer.Option(help="episodes of each dataset to examine, evenly spread; 0: all", min=0)
@@ -85,6 +98,7 @@ def data_doctor(
     from vla_adapt.episodes.doctor.diagnosis import examine
     from vla_adapt.episodes.doctor.doctor_open import open_patients
 
+    _check_json(json_file)
     sources = _sources(data, embodiment, entry, split, folder)
     patients = open_patients(sources)
     with progress_bar("examining") as bar:
@@ -102,32 +116,44 @@ def data_doctor(
 
 @data_app.command("inspect")
 def data_inspect(
-    path: Folder,
+    data: Data,
     episode: Annotated[int, typer.Option(help="number of the episode, from 0")] = 0,
-    out: Annotated[Path | None, typer.Option(help="HTML file; default: DATASET_episode_N.html here")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="HTML file, of a mixture their folder; default: DATASET_episode_N.html here"),
+    ] = None,
     embodiment: Robot = None,
     entry: Entry = None,
     split: Split = "train",
-    max_mb: Annotated[float, typer.Option(help="megabytes of frames to embed")] = 8.0,
+    folder: Where = None,
+    max_mb: Annotated[float, typer.Option(help="megabytes of frames to embed, above 0")] = 8.0,
 ) -> None:
-    """Write one episode as an HTML page: frames with a scrubber, curves per named slot, facts.
+    """Write an episode as an HTML page: frames with a scrubber, curves per named slot, facts.
 
-    Example: vla-adapt data inspect data/bridge_dataset --episode 3 --out episode.html
+    Of a mixture that episode of each of its datasets. Examples:
+    vla-adapt data inspect data/bridge_dataset --episode 3 --out episode.html;
+    vla-adapt data inspect recipes/bridge_lora.yaml --out pages
     """
-    from vla_adapt.episodes import open_dataset
     from vla_adapt.episodes.inspection.inspect_page import write_page
+    from vla_adapt.episodes.mixing.open_mixture import open_split
 
-    dataset = open_dataset(path, embodiment=embodiment, split=split, entry=entry, check=False)
-    if not 0 <= episode < len(dataset):
-        raise ValueError(f"episode {episode} of {path} [{split}]: it has {len(dataset)}; count from 0")
-    out = out or Path(f"{dataset.name}_episode_{episode}.html")
-    with progress_bar("frames") as bar:
-        write_page(dataset, episode, out, max_mb, lambda done, of: bar.at("frames", done, of))
-    item = dataset[episode]
-    print(
-        f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.told!r}; "
-        f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB)"
-    )
+    sources = _sources(data, embodiment, entry, [split], folder)
+    opened = [open_split(source, source.split, check=False) for source in sources]
+    for source, dataset in zip(sources, opened, strict=True):
+        if not 0 <= episode < len(dataset):
+            where = f"{source.path} [{source.split}]"
+            raise ValueError(f"episode {episode} of {where}: it has {len(dataset)}; count from 0")
+    pages = [Path(f"{name}_episode_{episode}.html") for name in _different([each.name for each in opened])]
+    if out is not None:
+        pages = [out] if len(opened) == 1 else [out / page for page in pages]
+    for dataset, page in zip(opened, pages, strict=True):
+        with progress_bar("frames") as bar:
+            write_page(dataset, episode, page, max_mb, lambda done, of: bar.at("frames", done, of))
+        item = dataset[episode]
+        print(
+            f"{dataset.name} episode {episode} ({item.episode_id}): {len(item)} steps, {item.told!r}; "
+            f"wrote {page} ({page.stat().st_size / 1e6:.1f} MB)"
+        )
 
 
 @data_app.command("stats")
@@ -137,9 +163,7 @@ def data_stats(
     entry: Entry = None,
     split: Split = "train",
     folder: Where = None,
-    on_error: Annotated[
-        str | None, typer.Option("--on-error", help=f"{DAMAGED}; default: as the mixture says, else 'error'")
-    ] = None,
+    on_error: OnError = None,
     workers: Annotated[int, typer.Option(help="processes that read", min=0)] = 0,
     json_file: Json = None,
 ) -> None:
@@ -150,9 +174,9 @@ def data_stats(
     from vla_adapt.episodes.measuring.statistics import robot_statistics
     from vla_adapt.episodes.mixing.open_mixture import open_source
 
-    sources = _sources(data, embodiment, entry, [split], folder)
-    own = {} if on_error is None else {"on_error": _policy(on_error)}
-    opened = [open_source(source.model_copy(update=own)).train for source in sources]
+    _check_json(json_file)
+    sources = _sources(data, embodiment, entry, [split], folder, on_error)
+    opened = [open_source(source).train for source in sources]
     found = robot_statistics(opened, workers=workers)
     for robot, statistics in found.items():
         _print_statistics(f"{robot}: action", statistics.action, "")
@@ -203,14 +227,39 @@ def data_convert(
         print(f"left behind: {line}")
 
 
+def _different(names: list[str]) -> list[str]:
+    """Names of which none is there twice: a second one is numbered."""
+    return [
+        name if name not in names[:number] else f"{name}_{number + 1}" for number, name in enumerate(names)
+    ]
+
+
+def _check_json(file: Path | None) -> None:
+    """Refuse now what could not be written after all the work."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise ValueError(f"--json {file}: wanted a file in a folder that is there")
+
+
 def _sources(
-    data: str, embodiment: str | None, entry: str | None, splits: list[str] | None, folder: str | None
+    data: str,
+    embodiment: str | None,
+    entry: str | None,
+    splits: list[str] | None,
+    folder: str | None,
+    on_error: str | None = None,
 ) -> list[Source]:
-    """The datasets meant by a path, a recipe or a mixture.
+    """The datasets meant by a path, a recipe or a mixture; `on_error`, where given, is that of all.
 
     Raises:
         ValueError: an option that does not go with what `data` is.
     """
+    own = {} if on_error is None else {"on_error": _policy(on_error)}
+    return [source.model_copy(update=own) for source in _meant(data, embodiment, entry, splits, folder)]
+
+
+def _meant(
+    data: str, embodiment: str | None, entry: str | None, splits: list[str] | None, folder: str | None
+) -> list[Source]:
     from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, NamedMixture, Source
     from vla_adapt.episodes.mixing.open_mixture import resolve
     from vla_adapt.recipe import Recipe

@@ -82,6 +82,8 @@ def _plan(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if memory is None and device == "cuda" and not torch.cuda.is_available():
         raise ValueError("no GPU here: say with --memory how much memory yours has")
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ValueError(f"--json {json_file}: wanted a file in a folder that is there")
     layout = Layout.of(processes or 1) if launch is None else read_layout(launch, processes)
     limit = machine_memory(device, layout.per_machine) if memory is None else parse_bytes(memory)
     made = make_plan(recipe, layout, device)

@@ -28,7 +28,7 @@ def facts() -> CardFacts:
         state="read", constants="none", steps=10, held_out="0.2 (predict-the-mean 0.4)",
         statistics=Statistics.from_samples(samples, mask), horizon=8,
         data=[
-            DataLine("kitchen", 20, 900, 2, "cc-by-4.0", "https://example.org/kitchen", rate_hz=20.0),
+            DataLine("kitchen", 20, 900, 2, "cc-by-4.0", "https://example.org/kitchen", 20.0),
             DataLine("lab", 5, 100, 0),
         ],
         errors=[{"slot": "right_gripper", "unit": "opening", "error": 0.0625, "baseline_error": 0.3}],

@@ -78,6 +78,25 @@ def test_in_memory_too(whole: MappedDataset) -> None:
     assert kept.prefetcher() is None
 
 
+def test_instructions_that_change(whole: MappedDataset) -> None:
+    data = fake_data(whole.embodiment, np.random.default_rng(1), 8)
+    data.instruction, data.instruction_changes = "a", ((1, "b"), (2, "c"), (6, "d"), (7, "e"))
+    long = MemoryDataset("m", whole.embodiment, [data])
+    kept = StridedDataset(long, 3)
+    for seen in (kept[0], facts.observations(kept, 0)):
+        told = [seen.instruction_at(t) for t in range(len(seen))]
+        assert told == [long[0].instruction_at(3 * t) for t in range(3)] == ["a", "c", "d"]
+        assert seen.instruction_changes == ((1, "c"), (2, "d"))
+    assert facts.instructions(kept, 0) == ("a", "c", "d")
+
+
+def test_names_by_which_episodes_are_held_out_stay(whole: MappedDataset) -> None:
+    kept = StridedDataset(whole, 2)
+    for number in range(3):
+        assert facts.stable_name(kept, number) == facts.stable_name(whole, number)
+        assert facts.recorded_motion(kept, number) == facts.recorded_motion(whole, number)
+
+
 def test_the_rate_is_an_nth(whole: MappedDataset) -> None:
     assert recorded_rate_hz(EpisodeSubset(StridedDataset(whole, 2), [1])) == 2.5
     assert recorded_rate_hz(EpisodeSubset(whole, [1])) == 5

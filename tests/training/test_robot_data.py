@@ -25,7 +25,7 @@ def test_data_and_parameters(
     (line,) = told["ur5e"]["data"]
     assert line == {
         "name": "ur5e_fake", "episodes": 3, "steps": 21, "held_out_episodes": 1, "license": "unknown",
-        "source": "", "stand_in_cameras": {}, "rate_hz": 20.0,
+        "source": "", "rate_hz": 20.0, "stand_in_cameras": {},
     }  # fmt: skip
     monkeypatch.setattr(robot_data, "provenance", lambda dataset: ("mit", provenance(dataset)[1]))
     assert data_lines(setting.robots["ur5e"])[0].license == "mit"

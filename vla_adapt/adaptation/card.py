@@ -30,8 +30,8 @@ class DataLine:
     held_out_episodes: int
     license: str = UNKNOWN
     source: str = ""
-    stand_in_cameras: Mapping[str, str] = field(default_factory=dict)
     rate_hz: float | None = None
+    stand_in_cameras: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.name}: {self.episodes} episodes, {self.steps} steps"

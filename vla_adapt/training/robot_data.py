@@ -36,4 +36,4 @@ def _line(dataset: EpisodeDataset, held_out: int) -> DataLine:
     license, source = provenance(dataset)
     steps = int(dataset.lengths.sum())
     lines = dataset.name, len(dataset), steps, held_out, license or UNKNOWN, source
-    return DataLine(*lines, stand_ins(dataset), recorded_rate_hz(dataset))
+    return DataLine(*lines, recorded_rate_hz(dataset), stand_ins(dataset))

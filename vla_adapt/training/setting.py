@@ -99,9 +99,9 @@ def prepare(recipe: Recipe) -> Setting:
     datasets = [part.train for part in data.parts]
     robots = _robots(data, recipe.policy.constants)
     notes += _check_held_out(recipe, robots)
+    notes += [note for robot in robots.values() for note in rate_notes(robot.train)]
     for name, robot in robots.items():
         notes += omission_notes(robot.train, robot.constants, recipe.policy.constants.get(name, {}))
-        notes += rate_notes(robot.train)
     model = _base(recipe)
     for name, robot in robots.items():
         cameras = 1 + len(recipe.policy.more_cameras)

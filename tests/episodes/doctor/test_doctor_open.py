@@ -13,6 +13,8 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import DatasetEntry, EpisodeData, open_dataset
 from vla_adapt.episodes.doctor.diagnosis import Diagnosis, examine
 from vla_adapt.episodes.doctor.doctor_open import open_patients
+from vla_adapt.episodes.mapping.entry import read_sidecar
+from vla_adapt.episodes.mixing.episode_filter import EpisodeFilter
 from vla_adapt.episodes.mixing.mixture_spec import Source
 from vla_adapt.episodes.rlds.tfrecord import frame
 from vla_adapt.episodes.rlds.write import RldsWriter
@@ -171,3 +173,25 @@ def test_malformed_descriptions_do_not_end_the_examination(data: Path, tmp_path:
     patients = open_patients(sources)
     assert [finding.code for finding in patients.findings] == ["unreadable"]
     assert patients.names == ["wander/train"]
+
+
+def test_every_nth_step_is_judged_at_its_own_rate(data: Path, tmp_path: Path) -> None:
+    """Recorded at twice the robot's rate: fine when every second step is read; all steps are examined."""
+    sidecar = read_sidecar(data)
+    assert sidecar is not None
+    entry = tmp_path / "twice.yaml"
+    entry.write_text(sidecar.entry.model_copy(update={"rate_hz": 10.0}).model_dump_json())
+    for stride, codes, examined in ((1, {"robot_rate"}, 0), (2, set(), 11)):
+        source = Source(path=str(data), entry=str(entry), stride=stride)
+        patients = open_patients([source])
+        found = examine(patients.datasets, patients.names, images=0, strides=patients.strides)
+        assert {finding.code for finding in found.findings if "rate" in finding.code} == codes
+        assert found.examined[0].steps == 9 * 30
+        chosen = open_patients([source.model_copy(update={"filter": EpisodeFilter(max_steps=15)})])
+        assert sum(map(len, chosen.datasets)) == examined
+
+
+def test_a_robot_whose_steps_do_not_join_is_a_finding(two_robot_data: dict[str, Path]) -> None:
+    patients = open_patients([Source(path=str(two_robot_data["ur5e"]), stride=2, held_out_split="")])
+    assert [finding.code for finding in patients.findings] == ["unreadable"]
+    assert "2 steps of action 'position' of ur5e cannot be made one" in patients.findings[0].evidence

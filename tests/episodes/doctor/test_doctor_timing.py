@@ -9,11 +9,9 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import fake_data, open_dataset
 from vla_adapt.episodes.doctor.diagnosis import examine
 from vla_adapt.episodes.doctor.doctor_finding import Finding
-from vla_adapt.episodes.doctor.doctor_open import open_patients
-from vla_adapt.episodes.doctor.doctor_timing import RobotRate, check_rates
+from vla_adapt.episodes.doctor.doctor_timing import RobotRate, check_pooled_rates
 from vla_adapt.episodes.lerobot.lerobot_write import write_lerobot
 from vla_adapt.episodes.mapping.mapped import MappedDataset
-from vla_adapt.episodes.mixing.mixture_spec import Source
 
 WIDOWX = Embodiment.load("widowx")  # 5 Hz
 CODES = ("robot_rate", "pooled_rates", "control_rate")
@@ -61,15 +59,10 @@ def test_a_stride_that_makes_the_rates_agree(recorded: dict[int, MappedDataset])
     both = [recorded[50], recorded[5]]
     codes = {finding.code for finding in examine(both, images=0, strides=[10, 1]).findings}
     assert codes.isdisjoint(CODES)
-    sources = [
-        Source(path=str(data.path), stride=n, held_out_split="")
-        for data, n in zip(both, (10, 1), strict=True)
-    ]
-    assert open_patients(sources).strides == [10, 1]
 
 
 def test_other_robots_and_nearly_equal_rates_are_fine() -> None:
-    rates = [("a", "ur5e", 10.0, 10.0), ("b", "ur5e", 11.0, 10.0), ("c", "xarm6", 50.0, 50.0)]
-    assert list(check_rates([RobotRate(*one) for one in rates])) == []
-    found = list(check_rates([RobotRate(*one) for one in (*rates, ("d", "ur5e", 3.0, 10.0))]))
-    assert [(one.code, one.dataset) for one in found] == [("robot_rate", "d"), ("pooled_rates", "d, b")]
+    rates = [RobotRate("a", "ur5e", 10.0), RobotRate("b", "ur5e", 11.0), RobotRate("c", "xarm6", 50.0)]
+    assert list(check_pooled_rates(rates)) == []
+    (found,) = check_pooled_rates([*rates, RobotRate("d", "ur5e", 3.0)])
+    assert found.dataset == "d, b"

@@ -82,6 +82,9 @@ def test_words_cannot_break_out(tmp_path: Path) -> None:
 def test_frames_keep_to_the_budget() -> None:
     source, _ = dataset(length=60, size=160, robot="widowx")
     episode = source[0]
+    for nothing in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"max_mb .*: wanted megabytes above 0"):
+            thumbnails(episode, max_mb=nothing)
     full = thumbnails(episode, max_mb=8.0)
     assert (full.stride, full.width, len(full.uris["primary"])) == (1, 320, 60)
     small = thumbnails(episode, max_mb=0.1)

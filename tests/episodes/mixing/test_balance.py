@@ -26,3 +26,10 @@ def test_rules(balance: Balance, shares: list[float]) -> None:
 def test_unbalanced_weights_are_passed_on_untouched() -> None:
     """Rounding them would move the order of existing recipes."""
     assert balanced_weights([0.1, 0.7], [3, 4], ["a", "b"], "none") == [0.1, 0.7]
+
+
+@pytest.mark.parametrize("balance", ["none", "dataset", "robot", "size"])
+def test_huge_weights_can_still_be_summed(balance: Balance) -> None:
+    plain = balanced_weights([1.0, 0.5], [100, 300], ["a", "b"], balance)
+    huge = balanced_weights([1.6e308, 0.8e308], [100, 300], ["a", "b"], balance)
+    assert [weight / sum(huge) for weight in huge] == pytest.approx([w / sum(plain) for w in plain])

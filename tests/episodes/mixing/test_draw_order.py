@@ -48,3 +48,11 @@ def test_whole_shuffle_of_a_hundred_million_steps_needs_no_table_of_them() -> No
     drawn = {order.at(n) for n in range(1000)}
     assert len(drawn) == 1000
     assert len(pickle.dumps(order)) < 20e6
+
+
+@pytest.mark.parametrize("open_blocks", [None, 2])
+def test_huge_episode_weights_draw_as_small_ones(open_blocks: int | None) -> None:
+    lengths, weights = np.array([3, 4, 5]), np.array([1.0, 0.5, 1.0])
+    plain = DrawOrder(lengths, weights, (0, 0), open_blocks)
+    huge = DrawOrder(lengths, weights * 1.5e308, (0, 0), open_blocks)
+    assert [huge.at(n) for n in range(40)] == [plain.at(n) for n in range(40)]

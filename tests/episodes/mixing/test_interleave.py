@@ -61,3 +61,8 @@ def test_a_tiny_weight_still_gets_its_turn() -> None:
 def test_bad_weights(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="wanted a positive finite number per dataset"):
         Interleave(weights, 0)
+
+
+def test_huge_weights_keep_their_shares() -> None:
+    assert Interleave([1e308, 1e308, 1.0], 0, period=1024).counts.tolist() == [511, 512, 1]
+    assert Interleave([1.5e308, 0.5e308], 0, period=1024).counts.tolist() == [768, 256]

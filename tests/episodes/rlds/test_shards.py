@@ -63,12 +63,6 @@ def test_unknown_and_empty_splits(written: Path) -> None:
         RldsFolder.open(written).shards("test")
 
 
-def test_slices_are_not_splits(written: Path) -> None:
-    for wanted in ("train[:10%]", "train[5:9]", "trian[:3]"):
-        with pytest.raises(ValueError, match=r"no split '.*'; slices are not read; `episodes: N` takes"):
-            RldsFolder.open(written).shards(wanted)
-
-
 @pytest.mark.parametrize(
     ("file", "tree", "wanted"),
     [

@@ -20,7 +20,7 @@ broken by some episodes only, as in merged datasets, the finding names them. The
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,8 @@ from vla_adapt.episodes.doctor.doctor_stillness import check_dummy_first, check_
 from vla_adapt.episodes.doctor.doctor_survey import Survey, survey
 from vla_adapt.episodes.doctor.doctor_timing import (
     RobotRate,
-    check_rates,
+    check_pooled_rates,
+    check_robot_rate,
     check_times,
 )
 from vla_adapt.episodes.source import EpisodeDataset
@@ -91,6 +92,7 @@ CHECKS: tuple[Check, ...] = (
     check_joints,
     check_idle,
     check_dummy_first,
+    check_robot_rate,
     check_times,
     check_duplicates,
     check_decodable,
@@ -152,20 +154,20 @@ def examine(
         images: about how many frames of each camera to decode; 0: none.
         advance: called with (name, done, of how many, what) as it goes.
         already: found when opening them.
-        strides: every how many steps of each are trained on, which makes its rate; default: all.
+        strides: every how manyth step of each will be read; default all.
     """
     examined: list[Examined] = []
     findings = list(already)
     prints, colors, rates = [], [], []
     names = names or [dataset.name for dataset in datasets]
-    for dataset, name, stride in zip(datasets, names, strides or [1] * len(datasets), strict=True):
+    for dataset, name, stride in zip(datasets, names, strides or [1] * len(names), strict=True):
         tell = None if advance is None else partial(advance, name)
-        seen = survey(dataset, name, max_episodes, images, tell)
+        seen = replace(survey(dataset, name, max_episodes, images, tell), stride=stride)
         robot, known = seen.embodiment.name, len(seen.recordings)
         examined.append(Examined(name, robot, seen.total, known, seen.steps, len(seen.frames)))
         findings += [finding for check in CHECKS for finding in check(seen)]
         prints.append((name, fingerprints(seen)))
         colors.append((name, colors_of(seen.frames)))
-        rates.append(RobotRate(name, robot, seen.rate_hz / stride, seen.embodiment.rate_hz))
-    findings += [*check_shared(prints), *check_channel_order(colors), *check_rates(rates)]
+        rates.append(RobotRate(name, robot, seen.read_hz))
+    findings += [*check_shared(prints), *check_channel_order(colors), *check_pooled_rates(rates)]
     return Diagnosis(examined, by_severity(findings))

@@ -13,6 +13,7 @@ from vla_adapt.episodes.mixing.mixture_spec import Source
 from vla_adapt.episodes.opening import open_dataset
 from vla_adapt.episodes.provenance import stand_ins
 from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 
 
@@ -20,7 +21,7 @@ from vla_adapt.episodes.subset import EpisodeSubset
 class Patients:
     """Datasets with a name each ("bridge_dataset/train"), and a finding for each that could not be opened.
 
-    All steps are there; `strides` says every how many of them are trained on.
+    They hold all recorded steps; `strides` say every how manyth of them will be read.
     """
 
     names: list[str] = field(default_factory=list)
@@ -60,8 +61,9 @@ def _open(source: Source, split: str) -> EpisodeDataset:
             check=False, on_error="skip", stand_in_cameras=source.stand_in_cameras,
         )  # fmt: skip
     wanted = source.filter if split == source.split else source.filter.without_ids()
+    read = dataset if source.stride == 1 else StridedDataset(dataset, source.stride)
     if wanted != EpisodeFilter():
-        dataset = EpisodeSubset(dataset, filter_episodes(dataset, wanted)[0])
+        dataset = EpisodeSubset(dataset, filter_episodes(read, wanted)[0])
     if source.episodes is not None and split == source.split:
         dataset = EpisodeSubset(dataset, range(min(source.episodes, len(dataset))))
     return dataset

@@ -38,10 +38,7 @@ def mapped(dataset: EpisodeDataset, number: int = 0) -> tuple[MappedDataset, int
 
 
 def recorded_rate_hz(dataset: EpisodeDataset) -> float:
-    """The rate the entry declares, else the files do (LeRobot's fps), else the embodiment's.
-
-    Of every n-th step it is an n-th of that.
-    """
+    """The rate the entry declares, else the files (LeRobot's fps), else the robot; an n-th if strided."""
     if isinstance(dataset, EpisodeSubset):
         return recorded_rate_hz(dataset.dataset)
     if isinstance(dataset, StridedDataset):

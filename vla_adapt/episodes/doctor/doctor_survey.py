@@ -80,6 +80,7 @@ class Survey:
         state: [N] rows of states, when every examined episode has one; else None.
         frames: the sampled images, in order of episode, camera and step.
         rate_hz: at which the data was recorded, as declared.
+        stride: every so manyth step will be read; what is examined are all of them.
         grippers: stored gripper fields as they are before clipping, each over all examined steps.
         problems: what could not be read.
     """
@@ -94,6 +95,12 @@ class Survey:
     grippers: Sequence[StoredGripper] = ()
     frames: Sequence[Frame] = ()
     problems: Sequence[Problem] = ()
+    stride: int = 1
+
+    @property
+    def read_hz(self) -> float:
+        """The rate that training will see."""
+        return self.rate_hz / self.stride
 
     @property
     def steps(self) -> int:

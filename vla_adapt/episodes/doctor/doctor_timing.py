@@ -19,46 +19,48 @@ LEAST_STEPS = 10  # of an episode, to know its rate
 
 
 class RobotRate(NamedTuple):
-    """At how many steps a second one dataset trains its robot, and at which rate the robot runs."""
+    """The rate of one dataset, and whose it is."""
 
     dataset: str
     robot: str
     rate_hz: float
-    robot_hz: float
 
 
-def check_rates(rates: Sequence[RobotRate]) -> Iterator[Finding]:
-    """Data at another rate than its robot runs at, and datasets of one robot at different rates.
+def check_robot_rate(survey: Survey) -> Iterator[Finding]:
+    """Data recorded at another rate than its robot runs at."""
+    recorded, robot = survey.read_hz, survey.embodiment
+    how = "recorded" if survey.stride == 1 else "read"
+    if rates_differ(recorded, robot.rate_hz):
+        yield Finding(
+            "robot_rate", "warning", survey.name,
+            f"{how} at {recorded:g} Hz, {robot.name} is declared to run at {robot.rate_hz:g} Hz, where "
+            f"the recorded motion takes {recorded / robot.rate_hz:.2g} times as long",
+            "if the robot runs at the data's rate, declare that in an embodiment of its own; else read every "
+            "n-th step (`stride` of the source) until the rates agree",
+            {"recorded_hz": recorded, "robot_hz": robot.rate_hz},
+        )  # fmt: skip
+
+
+def check_pooled_rates(rates: Sequence[RobotRate]) -> Iterator[Finding]:
+    """Datasets of one robot, so of one adapter and one set of statistics, recorded at different rates.
 
     Args:
         rates: of all datasets of the mixture.
     """
-    for one in rates:
-        if rates_differ(one.rate_hz, one.robot_hz):
-            yield Finding(
-                "robot_rate", "warning", one.dataset,
-                f"its steps are of {one.rate_hz:g} Hz, {one.robot} is declared to run at {one.robot_hz:g} "
-                f"Hz, where the recorded motion takes {one.rate_hz / one.robot_hz:.2g} times as long",
-                "if the robot runs at the data's rate, declare that in an embodiment of its own; else read "
-                "every n-th step (`stride` of the source) until the rates agree",
-                {"recorded_hz": one.rate_hz, "robot_hz": one.robot_hz},
-            )  # fmt: skip
     for robot in dict.fromkeys(one.robot for one in rates):
         mine = sorted((one for one in rates if one.robot == robot), key=lambda one: one.rate_hz)
-        if rates_differ(mine[0].rate_hz, mine[-1].rate_hz):
-            yield _pooled(robot, mine)
-
-
-def _pooled(robot: str, mine: Sequence[RobotRate]) -> Finding:
-    told = [f"{one.dataset} {one.rate_hz:g} Hz" for one in mine]
-    return Finding(
-        "pooled_rates", "warning", f"{mine[0].dataset}, {mine[-1].dataset}",
-        f"{len(mine)} datasets train one adapter, '{robot}', at different rates: {listed(told, 20)}; one "
-        "step is not the same motion in all of them",
-        "give those of another rate a `robot` name of their own in their entry, or read every n-th step of "
-        "the faster ones (`stride` of the source)",
-        {"robot": robot, "rates_hz": {one.dataset: one.rate_hz for one in mine}},
-    )  # fmt: skip
+        if not rates_differ(mine[0].rate_hz, mine[-1].rate_hz):
+            continue
+        told = [f"{one.dataset} {one.rate_hz:g} Hz" for one in mine]
+        ends = ", ".join((mine[0].dataset, mine[-1].dataset))
+        yield Finding(
+            "pooled_rates", "warning", ends,
+            f"{len(mine)} datasets train one adapter, '{robot}', and were recorded at different rates: "
+            f"{listed(told, 20)}; one step is not the same motion in all of them",
+            "give those of another rate a `robot` name of their own in their entry, or read every n-th step "
+            "of the faster ones (`stride` of the source)",
+            {"robot": robot, "rates_hz": {one.dataset: one.rate_hz for one in mine}},
+        )  # fmt: skip
 
 
 def check_times(survey: Survey) -> Iterator[Finding]:

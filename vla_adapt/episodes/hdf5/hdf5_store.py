@@ -28,7 +28,7 @@ from vla_adapt.episodes.storage.damage import OnError, warn_skipped
 from vla_adapt.episodes.storage.feature_spec import LeafSpec
 from vla_adapt.episodes.storage.format_marks import hdf5_files
 from vla_adapt.episodes.storage.image_codec import decode_image
-from vla_adapt.suggest import did_you_mean
+from vla_adapt.episodes.storage.split_names import unknown_split
 
 
 class Hdf5Store:
@@ -198,7 +198,7 @@ class Hdf5Store:
         """Episode numbers of a split."""
         known = sorted(self.splits)
         if split not in known:
-            raise ValueError(f"{self.path}: no split '{split}'; {did_you_mean(split, known)}")
+            raise unknown_split(self.path, split, known)
         chosen = self.splits[split]
         if not self._all_lengths[chosen].sum():
             raise ValueError(f"{self.path}: split '{split}' is empty; choose one of {', '.join(known)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,7 +36,12 @@ def thumbnails(
     """Encode the frames of every camera, as wide as `WIDTHS` and as many as fit into `max_mb` megabytes.
 
     A frame that cannot be decoded leaves a hole and a line in `problems`.
+
+    Raises:
+        ValueError: `max_mb` is not above 0.
     """
+    if not 0 < max_mb < math.inf:
+        raise ValueError(f"max_mb {max_mb:g}: wanted megabytes above 0")
     width, stride = _plan(episode, max_mb * 1e6)
     found = Thumbnails(stride, width)
     steps = range(0, len(episode), stride)

@@ -16,7 +16,7 @@ from vla_adapt.episodes.lerobot.lerobot_episodes import EpisodeTable, read_episo
 from vla_adapt.episodes.lerobot.lerobot_features import STANDARD, TASK, VIDEO, parse_feature
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.storage.format_marks import LEROBOT_INFO as INFO
-from vla_adapt.suggest import did_you_mean
+from vla_adapt.episodes.storage.split_names import unknown_split
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class LeRobotFolder:
             ValueError: unknown or empty split.
         """
         if name not in self.splits:
-            raise ValueError(f"{self.path}: no split '{name}'; {did_you_mean(name, self.splits)}")
+            raise unknown_split(self.path, name, self.splits)
         if not sum(self.lengths[i] for i in self.splits[name]):
             raise ValueError(
                 f"{self.path}: split '{name}' is empty; choose one of {', '.join(self.splits)}, or record it"

@@ -25,11 +25,16 @@ def balanced_weights(
             "robot": all robots get the same share, divided among a robot's datasets by weight x steps.
             "size": weight x steps, as OpenVLA's and Octo's loaders do.
     """
-    if balance == "none":
-        return list(weights)
     if balance == "dataset":
         return [1.0] * len(weights)
-    sized = np.asarray(weights, np.float64) * np.asarray(steps, np.float64)
+    asked = np.asarray(weights, np.float64)
+    with np.errstate(over="ignore"):
+        sized = asked * np.asarray(steps, np.float64)
+        if not np.isfinite(sized.sum()):  # sums of what is returned must not overflow either
+            asked = asked / asked.max()
+            sized = asked * np.asarray(steps, np.float64)
+    if balance == "none":
+        return asked.tolist()
     if balance == "robot":
         names = np.asarray(robots)
         sized /= np.array([sized[names == name].sum() for name in names])

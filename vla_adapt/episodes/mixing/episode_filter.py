@@ -22,7 +22,7 @@ class EpisodeFilter(BaseModel):
     """An episode counts when every condition given holds.
 
     Attributes:
-        min_steps, max_steps: length after the entry's transforms, both included.
+        min_steps, max_steps: length after the entry's transforms and `stride`, both included.
         instruction: regular expression (Python's) that must occur in the instruction, or in one of them where
             it changes within the episode.
         not_instruction: one that must occur in none.

@@ -52,7 +52,13 @@ class Epochs:
         drawn = lengths if weights is None else np.where(weights > 0, lengths, 0)
         self.steps = int(drawn.sum())
         if weights is not None and self.steps:
-            self._rates = weights * (self.steps / float(weights @ lengths))
+            with np.errstate(over="ignore"):
+                total = float(weights @ lengths)
+            if np.isfinite(total):
+                self._rates = weights * (self.steps / total)
+            else:
+                scaled = weights / weights.max()
+                self._rates = scaled * (self.steps / float(scaled @ lengths))
             rng = np.random.Generator(np.random.PCG64([*key, len(lengths)]))
             self._offsets = rng.integers(_GRAIN, size=len(lengths)) / _GRAIN
 

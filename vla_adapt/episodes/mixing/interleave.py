@@ -45,6 +45,9 @@ class Interleave:
         shares = np.asarray(weights, np.float64)
         if shares.ndim != 1 or not len(shares) or not np.isfinite(shares).all() or (shares <= 0).any():
             raise ValueError(f"mixture weights {list(weights)}: wanted a positive finite number per dataset")
+        with np.errstate(over="ignore"):
+            if not np.isfinite(shares.sum()):
+                shares = shares / shares.max()
         self.period = period
         self.counts = _apportion(shares / shares.sum(), period)
         self._seed = seed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,10 @@ from vla_adapt.episodes.rlds.remote_folder import RemoteFolder
 from vla_adapt.episodes.rlds.version_folder import find_version_folder
 from vla_adapt.episodes.storage.byte_source import ShardFile, is_url
 from vla_adapt.episodes.storage.feature_spec import LeafSpec, parse_features
-from vla_adapt.suggest import did_you_mean, validate_model
+from vla_adapt.episodes.storage.split_names import unknown_split
+from vla_adapt.suggest import validate_model
 
 DEFAULT_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-# So a slice of a split is written for tfds: train[:10%], train[5:9].
-_SLICE = re.compile(r"(.*)\[.*:.*\]")
 
 
 class _Split(BaseModel):
@@ -110,10 +108,7 @@ class RldsFolder:
             ValueError: unknown or empty split.
         """
         if split not in self.splits:
-            hint = did_you_mean(split, self.splits)
-            if _SLICE.fullmatch(split):
-                hint = "slices are not read; `episodes: N` takes the first N, `filter: {ids: ...}` any"
-            raise ValueError(f"{self.origin}: no split '{split}'; {hint}")
+            raise unknown_split(self.origin, split, self.splits)
         shards = self.splits[split]
         if not sum(count for _, count in shards):
             raise ValueError(

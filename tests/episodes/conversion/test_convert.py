@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import EpisodeData, fake_data, open_dataset
@@ -240,3 +241,65 @@ def test_instructions_that_change_stay_with_their_steps(tmp_path: Path, robot: E
     for path in (writer.path, tmp_path / "there", tmp_path / "back"):
         episode = open_dataset(path)[0]
         assert [episode.instruction_at(t) for t in range(6)] == data.step_instructions
+
+
+def write_with(
+    folder: Path, robot: Embodiment, lengths: tuple[int, ...], more: Callable[[int, int], dict[str, Any]]
+) -> Path:
+    """Fake episodes with the fields that `more(episode, steps)` adds or replaces."""
+    rng = np.random.default_rng(0)
+    with RldsWriter(folder, "odd", robot) as writer:
+        for number, steps in enumerate(lengths):
+            data = fake_data(robot, rng, steps)
+            fields = {**_episode_fields(data, robot, "here"), **more(number, steps)}
+            writer.add_fields("train", fields, _entry_of(data, robot))
+    return writer.path
+
+
+def test_facts_of_any_shape_and_name_and_mixed_encodings(tmp_path: Path, robot: Embodiment) -> None:
+    def more(number: int, steps: int) -> dict[str, Any]:
+        matrix = np.array([[[1, 2], [3, number]]], np.int32)
+        png = encode_png(np.full((8, 8, 3), number, np.uint8))
+        jpeg = simplejpeg.encode_jpeg(np.full((8, 8, 3), 9, np.uint8))
+        return {
+            "episode_metadata/matrix": (LeafSpec(Kind.NUMBER, (2, 2), "int32"), matrix),
+            "episode_metadata/length": (LeafSpec(Kind.TEXT), [b"short"]),
+            "episode_metadata/recorded_as": (LeafSpec(Kind.TEXT), [b"elsewhere"]),
+            "steps/observation/side": (
+                LeafSpec(Kind.IMAGE, (8, 8, 3), "uint8", "png"),
+                [jpeg if number else png] * steps,
+            ),
+            "steps/nothing": (LeafSpec(Kind.NUMBER, (0,), "float32"), np.zeros((steps, 0), np.float32)),
+        }
+
+    source = write_with(tmp_path, robot, (3, 2), more)
+    with pytest.warns(UserWarning, match="field 'nothing': lerobot cannot hold"):
+        convert_dataset(source, tmp_path / "there", "lerobot")
+    assert convert_dataset(tmp_path / "there", tmp_path / "back", "rlds").left_behind == []
+    before, there, back = (open_dataset(path) for path in (source, tmp_path / "there", tmp_path / "back"))
+    for number in range(2):
+        names = [data.stable_name(number) for data in (before, there, back)]
+        assert names == [names[0]] * 3
+        facts = dict(back.metadata(number))
+        assert facts["matrix"] == [[1, 2], [3, number]]
+        assert (facts["length"], facts["recorded_recorded_as"]) == ("short", "elsewhere")
+        for data, field in ((there, "observation.images.side"), (back, "observation/side")):
+            want = before.store.encoded_image("observation/side", number, 1)  # type: ignore[attr-defined]
+            assert data.store.encoded_image(field, number, 1) == want  # type: ignore[attr-defined]
+    assert back.store.fact_leaves["matrix"].dtype == "int32"  # type: ignore[attr-defined]
+
+
+def test_images_of_varying_size_stay_readable_or_are_refused(tmp_path: Path, robot: Embodiment) -> None:
+    def more(number: int, steps: int) -> dict[str, Any]:
+        pngs = [encode_png(np.zeros((8 + t, 8, 3), np.uint8)) for t in range(steps)]
+        return {"steps/observation/side": (LeafSpec(Kind.IMAGE, (-1, -1, 3), "uint8", "png"), pngs)}
+
+    source = write_with(tmp_path, robot, (3, 1), more)
+    convert_dataset(source, tmp_path / "there", "rlds")
+    there = open_dataset(tmp_path / "there").store
+    assert [there.image("observation/side", 0, t).shape for t in range(3)] == [
+        (8 + t, 8, 3) for t in range(3)
+    ]
+    with pytest.raises(ValueError, match=r"side': image is \[9, 8, 3\], the schema says \[8, 8, 3\]"):
+        convert_dataset(source, tmp_path / "lerobot", "lerobot")
+    assert not (tmp_path / "lerobot").exists()

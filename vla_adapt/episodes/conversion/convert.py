@@ -25,7 +25,7 @@ from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.opening import open_dataset, split_episodes
 from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
-from vla_adapt.episodes.storage.image_codec import decode_image
+from vla_adapt.episodes.storage.image_codec import check_shape, decode_image, image_size
 from vla_adapt.episodes.storage.stored import StoredEpisodes
 from vla_adapt.progress_bar import progress_bar
 
@@ -243,17 +243,24 @@ def _texts(texts: Sequence[str]) -> tuple[LeafSpec, list[bytes]]:
 
 
 def _image_leaf(plan: Plan, field: str) -> LeafSpec:
-    """Of a field's first image."""
+    """As the field's first image is; sizes that the source says vary may vary."""
     for dataset in plan.splits:
         for episode in np.flatnonzero(dataset.store.lengths).tolist()[:1]:
-            return _images([_Pictures(dataset.store, field, episode)[0]], _RGB)[0]
+            first = _encoded(_Pictures(dataset.store, field, episode)[0])
+            declared = dataset.store.fields[field].shape
+            sizes = zip(declared, decode_image(first, _RGB).shape, strict=False)
+            shape = tuple(-1 if wanted == -1 else size for wanted, size in sizes) or _RGB.shape
+            return LeafSpec(Kind.IMAGE, shape, "uint8", "jpeg" if first[:2] == JPEG else "png")
     return _RGB
 
 
-def _images(pictures: Sequence[Picture], empty: LeafSpec) -> tuple[LeafSpec, list[bytes]]:
-    """Encoded images and what they are; `empty` where there is none."""
-    data = [item if isinstance(item, bytes) else encode_png(item) for item in pictures]
-    if not data:
-        return empty, data
-    encoding = "jpeg" if data[0][:2] == JPEG else "png"
-    return LeafSpec(Kind.IMAGE, decode_image(data[0], _RGB).shape, "uint8", encoding), data
+def _images(pictures: Sequence[Picture], leaf: LeafSpec) -> tuple[LeafSpec, list[bytes]]:
+    """Encoded images; refuses one of another size than `leaf` says."""
+    data = [_encoded(picture) for picture in pictures]
+    for image in data:
+        check_shape((*image_size(image), 3), leaf)
+    return leaf, data
+
+
+def _encoded(picture: Picture) -> bytes:
+    return picture if isinstance(picture, bytes) else encode_png(picture)

@@ -136,13 +136,17 @@ class Plan:
         """The source's name -> the target's of every fact but those that LeRobot derives."""
         derived = LEROBOT_FACTS if isinstance(self.splits[0].store, LeRobotStore) else ()
         names: dict[str, str] = {}
+        taken = LEROBOT_FACTS if self.to == "lerobot" else ()
+        if (self.splits[0].entry.episode_id or "").removeprefix(METADATA) != RECORDED_AS:
+            taken = (*taken, RECORDED_AS)
         for name in self._found_facts():
             leaf = self._fact_leaves.get(name)
             if leaf is not None and leaf.kind is Kind.IMAGE and self.to == "lerobot":  # not even looked at
                 self.left_behind.append(f"episode fact '{name}': LeRobot has no place for images of episodes")
             elif name not in derived:
-                taken = name in LEROBOT_FACTS and self.to == "lerobot"
-                names[name] = f"recorded_{name}" if taken else name
+                there = name.removeprefix("recorded_")
+                back = self.to == "rlds" and there in LEROBOT_FACTS
+                names[name] = there if back else f"recorded_{name}" if name in taken else name
         return names
 
     def _carried_facts(self) -> CarriedFacts:
@@ -153,7 +157,7 @@ class Plan:
         self.left_behind += facts.left_behind
         wanted = (self.splits[0].entry.episode_id or "").removeprefix(METADATA)
         whole = all(len(kept) == len(split) for kept, split in zip(self.kept, self.splits, strict=True))
-        if RECORDED_AS not in names and (names.get(wanted) in facts.names if wanted else whole):
+        if RECORDED_AS not in names.values() and (names.get(wanted) in facts.names if wanted else whole):
             facts.drop(RECORDED_AS)
         return facts
 
@@ -174,7 +178,7 @@ class Plan:
 
 
 def _can_be_carried(leaf: LeafSpec) -> bool:
-    if leaf.optional or (leaf.kind is Kind.TEXT and leaf.shape):
+    if leaf.optional or 0 in leaf.shape or (leaf.kind is Kind.TEXT and leaf.shape):
         return False
     if leaf.kind is Kind.IMAGE:
         return leaf.dtype == "uint8" and leaf.shape[-1:] in ((3,), ())

@@ -37,7 +37,7 @@ from vla_adapt.episodes.lerobot.video_write import Mp4Files
 from vla_adapt.episodes.mapping.entry import SIDECAR, DatasetEntry, Sidecar
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 from vla_adapt.episodes.storage.folder_aside import FolderAside
-from vla_adapt.episodes.storage.image_codec import decode_image
+from vla_adapt.episodes.storage.image_codec import check_shape, decode_image, image_size
 
 ImageStorage = Literal["image", "video"]
 Picture = np.ndarray | bytes
@@ -136,7 +136,7 @@ class LeRobotWriter:
             **_place_columns("data", self._data.next_file),
             "dataset_from_index": self.steps,
             "dataset_to_index": self.steps + steps,
-            **{f"{METADATA_COLUMN}{key}": value for key, value in episode.facts.items()},
+            **{f"{METADATA_COLUMN}{key}": _listed(value) for key, value in episode.facts.items()},
         }
         numbers = {**episode.numbers, **self._standard(episode)}
         for name, values in numbers.items():
@@ -225,6 +225,8 @@ class LeRobotWriter:
         self._count(row, name, pixels, len(sampled))
         if self._images == "image":
             data = [picture if isinstance(picture, bytes) else encode_png(picture) for picture in pictures]
+            for image in data:
+                check_shape((*image_size(image), 3), self._leaves[name])
             return {name: image_column(data)}
         if name not in self._videos:
             folder = self._aside.path / "videos" / name
@@ -261,12 +263,12 @@ class LeRobotWriter:
         self._rows.clear()
 
     def _row_schema(self) -> pa.Schema:
-        """Of rows of `meta/episodes`, as the first ones have it; for facts that those lack, by examples."""
+        """Of rows of `meta/episodes`, as the first ones have it; facts as their examples are."""
         schema = pa.Table.from_pylist(self._rows).schema
         for fact, value in self._fact_examples.items():
             place = schema.get_field_index(f"{METADATA_COLUMN}{fact}")
-            if place >= 0 and pa.types.is_null(schema.field(place).type):
-                schema = schema.set(place, pa.field(schema.field(place).name, pa.array([value]).type))
+            if place >= 0:
+                schema = schema.set(place, pa.field(schema.field(place).name, _fact_type(value)))
         return schema
 
     def _finish(self) -> None:
@@ -316,6 +318,20 @@ def _number_leaf(values: Shaped[np.ndarray, "T ..."], where: str, name: str) -> 
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{where}: '{name}' has dtype {values.dtype}, wanted numbers or booleans")
     return LeafSpec(Kind.NUMBER, values.shape[1:], values.dtype.name)
+
+
+def _listed(fact: Any) -> Any:
+    """pyarrow takes arrays of more than one axis as lists only."""
+    return fact.tolist() if isinstance(fact, np.ndarray) and fact.ndim > 1 else fact
+
+
+def _fact_type(value: Any) -> pa.DataType:
+    """Text, or numbers in as many lists as they have axes."""
+    array = np.asarray(value)
+    kind = pa.string() if array.dtype.kind == "U" else pa.from_numpy_dtype(array.dtype)
+    for _ in range(array.ndim):
+        kind = pa.list_(kind)
+    return kind
 
 
 def _pixels(picture: Picture) -> np.ndarray:

@@ -41,8 +41,20 @@ def decode_image(data: bytes, leaf: LeafSpec, smallest: int | None = None) -> Sh
         pixels = _decode_png(data, channels, leaf.dtype)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"image cannot be decoded: {error}") from None
-    _check_shape(pixels.shape, leaf)
+    check_shape(pixels.shape, leaf)
     return pixels
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a JPEG or PNG by its header.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if data[:4] == _PNG and len(data) >= 24:
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    return int(height), int(width)
 
 
 def _decode_jpeg(data: bytes, channels: int, leaf: LeafSpec, smallest: int | None) -> np.ndarray:
@@ -51,10 +63,10 @@ def _decode_jpeg(data: bytes, channels: int, leaf: LeafSpec, smallest: int | Non
     color = "GRAY" if channels == 1 else "RGB"
     if smallest is None:
         pixels = _pixels(data, color)
-        _check_shape(pixels.shape, leaf)
+        check_shape(pixels.shape, leaf)
         return pixels
-    height, width = (int(size) for size in simplejpeg.decode_jpeg_header(data)[:2])
-    _check_shape((height, width), leaf)
+    height, width = image_size(data)
+    check_shape((height, width), leaf)
     wanted = min(smallest, height, width)
     return _pixels(data, color, min_height=wanted, min_width=wanted, min_factor=1)
 
@@ -110,7 +122,8 @@ def _decode_wide_png(data: bytes) -> np.ndarray:
     return pixels.astype(np.uint16).reshape(frame.height, frame.width, channels)
 
 
-def _check_shape(shape: tuple[int, ...], leaf: LeafSpec) -> None:
+def check_shape(shape: tuple[int, ...], leaf: LeafSpec) -> None:
+    """Refuse an image of a size that its feature does not declare."""
     if shape == leaf.shape:
         return
     for wanted, got in zip(leaf.shape, shape, strict=False):

@@ -112,7 +112,7 @@ def describe_frame(
         spread=float(pixels.mean(axis=-1).std()),
         warm=float((colored & (red > green) & (green > blue)).mean()),
         cool=float((colored & (blue > green) & (green > red)).mean()),
-        flat=float(neighbors.mean()),
+        flat=float(neighbors.mean()) if neighbors.size else 1.0,
         grid=tuple(_grid(pixels).ravel().tolist()),
         repeats=repeats,
         moved=moved,

@@ -23,6 +23,7 @@ NARROW = 0.2  # of the declared span: a gripper that moves, but within less, is 
 LEAST_MOTION = 0.01
 CLIPPED = 1.05  # spans beyond closed or open from which clipping is no longer what was meant
 OPPOSITE = -0.4  # correlation of command and measurement below which the sign is wrong
+CHANCE = 4.0  # in so many standard errors: of few steps chance makes as much
 # In one episode: correlation that shows which way round it is, at least so much clearer than the other way,
 # over so many steps, of openings that vary by so much (standard deviation).
 CLEAR, CLEARER, LEAST_ROWS, LEAST_SPREAD = 0.6, 0.2, 15, 0.1
@@ -56,7 +57,7 @@ def check_gripper_sign(survey: Survey) -> Iterator[Finding]:
         level, change = _agreement(survey, command, measured[slot])
         if is_a_part(against, judged) and along:
             yield _some_against(survey, slot, against, judged)
-        elif level < OPPOSITE and change < 0:
+        elif level < min(OPPOSITE, -CHANCE / np.sqrt(survey.steps)) and change < 0:
             yield Finding(
                 "gripper_sign", "error", survey.name,
                 f"{slot}: commanded and measured opening run against each other: correlation {level:.2f} "
@@ -125,7 +126,7 @@ def _scale_findings(
         harmless = clipped and -CLIPPED <= low < 0.5 < high <= 1 + CLIPPED
         severity = "note" if harmless else "error"
         evidence = f"{share(outside, len(opening), 'steps')} lie outside the declared span"
-    elif LEAST_MOTION < high - low < NARROW:
+    elif LEAST_MOTION < high - low < NARROW and len(opening) >= LEAST_ROWS:
         severity = "warning" if what.startswith("state") else "error"
         evidence = f"the gripper moves, but within {100 * (high - low):.2g} % of the declared span"
     else:

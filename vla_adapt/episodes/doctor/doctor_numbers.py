@@ -15,6 +15,7 @@ from vla_adapt.episodes.doctor.doctor_track import ZERO_LENGTH, Track, columns_o
 # How many robust sigmas from the median a value must lie to be an outlier.
 OUTLIER_SIGMAS = 25.0
 NORMAL_Q98_SIGMAS = 4.65  # q99 - q01 of a normal distribution, in standard deviations
+SPIKES = 100.0  # times q95 - q05 that q99 - q01 can be before it is made of spikes
 LIMIT_SLACK = 0.01
 LEAST_STEPS = 100  # for quantiles
 LIMIT_ERROR_SHARE = 0.05
@@ -70,7 +71,8 @@ def check_pose_known(survey: Survey) -> Iterator[Finding]:
 def check_dead(survey: Survey) -> Iterator[Finding]:
     """Dimensions that never change."""
     for what, track in _tracks(survey):
-        dead = [i for i in np.flatnonzero(_span(track.plain) == 0) if i not in track.zero]
+        still = (_span(track.plain) == 0) & np.isfinite(track.plain).any(axis=0)
+        dead = [i for i in np.flatnonzero(still) if i not in track.zero]
         if not len(dead) or survey.steps < 2:
             continue
         values = [f"{track.plain_names[i]} = {np.nanmedian(track.plain[:, i]):.4g}" for i in dead]
@@ -99,8 +101,8 @@ def check_narrow(survey: Survey) -> Iterator[Finding]:
         ]
         yield Finding(
             "narrow_quantiles", "warning", survey.name,
-            f"q01 = q99 for {len(narrow)} of {values.shape[1]} {what} numbers although they change: "
-            f"{listed(shown, 7)}",
+            f"q01 and q99 are as good as equal for {len(narrow)} of {values.shape[1]} {what} numbers although "
+            f"they change: {listed(shown, 7)}",
             "quantile normalization clips all that these do; check units, or give the rare motion more "
             "weight",
             {"names": [track.plain_names[i] for i in narrow]},
@@ -208,12 +210,17 @@ def _narrow(track: Track) -> Bool[np.ndarray, " D"]:
 
 
 def _robust_sigma(track: Track) -> Float[np.ndarray, " K"]:
-    """Of each slot: by median deviation or by quantiles, whichever is larger, and never below the floor."""
+    """Of each slot: by median deviation or by quantiles, whichever is larger, and never below the floor.
+
+    Quantiles far beyond those that hold most numbers are outliers themselves, more than one in a hundred.
+    """
     values = _known(track.unified)
     deviation = 1.4826 * _median(np.abs(values - _median(values)))
     low, high = _quantiles(values)
     floor = np.array([HALF_RANGE_FLOOR[kind] for kind in track.kinds])
-    return np.maximum.reduce([deviation, (high - low) / NORMAL_Q98_SIGMAS, floor])
+    most = np.diff(np.nanquantile(values, [0.05, 0.95], axis=0), axis=0)[0]
+    believed = np.where(most > 2 * floor, SPIKES * most, np.inf)
+    return np.maximum.reduce([deviation, np.minimum(high - low, believed) / NORMAL_Q98_SIGMAS, floor])
 
 
 def _by_slot(track: Track, flags: Bool[np.ndarray, "N D"]) -> Bool[np.ndarray, "N K"]:

@@ -25,7 +25,7 @@ class Track:
         kind: which vector.
         components: those recorded, in native order.
         slots: [K] slot number of each unified column.
-        native: [N, D] as stored.
+        native: [N, D] as stored, infinities as NaN.
         unified: [N, K] SI units, base frame; NaN in rows that cannot be converted.
         zero: columns that are 0 by declaration: the robot cannot move that way.
     """
@@ -150,7 +150,9 @@ class Tracker:
         if len(native) and (pose is not None or not needs_pose):
             values = self._unifier.to_unified(safe, pose)[0][:, self._slots]
             unified[good] = values[good]
-        return Track(self.kind, self._kept, self._slots, native[:, self._columns], unified, self._zero)
+        stored = native[:, self._columns]
+        stored = np.where(np.isfinite(stored), stored, np.float32(np.nan))
+        return Track(self.kind, self._kept, self._slots, stored, unified, self._zero)
 
     def merged(self, tracks: Sequence[Track]) -> Track:
         """All tracks, one after another."""

@@ -101,7 +101,7 @@ def check_narrow(survey: Survey) -> Iterator[Finding]:
         ]
         yield Finding(
             "narrow_quantiles", "warning", survey.name,
-            f"q01 and q99 are as good as equal for {len(narrow)} of {values.shape[1]} {what} numbers although "
+            f"q01 and q99 are all but equal for {len(narrow)} of {values.shape[1]} {what} numbers although "
             f"they change: {listed(shown, 7)}",
             "quantile normalization clips all that these do; check units, or give the rare motion more "
             "weight",

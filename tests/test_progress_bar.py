@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, redirect_stderr
 
 import pytest
+from rich.file_proxy import FileProxy
 
 from vla_adapt import progress_bar as module
 from vla_adapt.progress_bar import Bar, progress_bar
@@ -150,3 +152,14 @@ def test_an_error_ends_the_bar_and_goes_on(terminal: Terminal) -> None:
     with pytest.raises(ValueError, match="shard 3"):
         fail(damaged)
     assert not any(thread.name == "progress bar" for thread in threading.enumerate())
+
+
+def test_a_forked_process_prints_past_the_bar(terminal: Terminal) -> None:
+    """Through the bar it would wait for ever where the drawing thread held the lock when it was forked."""
+    with terminal, progress_bar("measuring", 2):
+        assert terminal.shows("measuring")
+        assert isinstance(sys.stderr, FileProxy)
+        child = os.fork()
+        if not child:
+            os._exit(isinstance(sys.stderr, FileProxy) or isinstance(sys.stdout, FileProxy))
+        assert os.waitpid(child, 0)[1] == 0

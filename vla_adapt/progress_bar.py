@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
@@ -28,6 +29,17 @@ AFTER_S = 2.0  # work that ends sooner shows nothing
 _EVERY_S = 0.1
 # Held by the bar on the terminal: of bars inside one another only one is shown.
 _TERMINAL = threading.Lock()
+
+
+def _plain_streams() -> None:
+    """Print past the bar: in a forked process no thread draws it, and its lock may be held for ever."""
+    if isinstance(sys.stdout, FileProxy):
+        sys.stdout = sys.stdout.rich_proxied_file
+    if isinstance(sys.stderr, FileProxy):
+        sys.stderr = sys.stderr.rich_proxied_file
+
+
+os.register_at_fork(after_in_child=_plain_streams)
 
 
 class Bar:

@@ -207,3 +207,11 @@ def test_masks_leave_out_what_was_skipped(tmp_path: Path) -> None:
     change(path, lambda file: file.pop("data/demo_0/actions"))
     with pytest.warns(UserWarning, match=r"skipped 1 damaged of 3"):
         assert Hdf5Store(path, on_error="skip").lengths.tolist() == [6]
+
+
+@pytest.mark.parametrize("demo", [0, 2])
+def test_a_field_that_some_episodes_lack_is_none_of_the_dataset(demos: Path, demo: int) -> None:
+    change(demos, lambda file: file.__delitem__(f"data/demo_{demo}/dones"))
+    store = Hdf5Store(demos, "train", FIELDS)
+    assert "dones" not in store.fields
+    assert set(FIELDS) <= store.fields.keys()

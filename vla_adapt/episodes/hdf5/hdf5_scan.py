@@ -111,6 +111,8 @@ def _scan_file(
             continue
         for name, rows in zip(contents.columns.values(), values, strict=True):
             columns[name].write(rows.tobytes())
+        if steps:
+            _drop_lacking(contents.fields, group_of(file, group))
         numbers[group.rsplit("/", 1)[-1]] = len(contents.group)
         contents.file.append(number)
         contents.group.append(group)
@@ -128,6 +130,12 @@ def _scan_file(
             if name not in stored:
                 log.report(f"{file.filename}: mask/{mask} names {name}, which is no episode of the file", 0)
         contents.masks.setdefault(mask, []).extend(numbers[name] for name in names if name in numbers)
+
+
+def _drop_lacking(fields: dict[str, LeafSpec], episode: h5py.Group) -> None:
+    """Forget fields that an episode does not have; required ones it has."""
+    for name in [name for name, leaf in fields.items() if leaf.kind is not Kind.TEXT and name not in episode]:
+        del fields[name]
 
 
 def _check_episode(

@@ -69,11 +69,9 @@ def data_index(
     for source in _sources(data, embodiment, entry, split, folder, on_error):
         for name in dict.fromkeys((source.split, source.judged_split or source.split)):
             dataset = open_split(source, name)
-            steps, every = (
-                int(sum(dataset.lengths)),
-                f" (every {source.stride}th)" if source.stride > 1 else "",
-            )
-            told = f"{len(dataset)} episodes, {steps} steps{every}, {dataset.embodiment.name}"
+            stride = f" (stride {source.stride})" if source.stride > 1 else ""
+            steps = int(dataset.lengths.sum())
+            told = f"{len(dataset)} episodes, {steps} steps{stride}, {dataset.embodiment.name}"
             console.print(f"{dataset.name} [{name}]: {told}", markup=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +25,8 @@ from vla_adapt.episodes.mapping.entry import DatasetEntry
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.mixing.mixture import Mixture
-from vla_adapt.episodes.mixing.mixture_spec import Source
+from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec, Source
+from vla_adapt.episodes.mixing.open_mixture import open_mixture
 from vla_adapt.episodes.rlds.write import RldsWriter, _entry_of, _episode_fields
 
 # The first one and one within.
@@ -133,6 +135,15 @@ def test_everything_that_reads_episodes(dataset: MappedDataset, tmp_path: Path) 
     assert "0 steps" in (tmp_path / "page.html").read_text()
 
 
+def test_a_process_that_inherits_nothing_reads_the_same(dataset: MappedDataset) -> None:
+    there = Mixture([(dataset, 1.0)], 0, 2)
+    copy = pickle.loads(pickle.dumps(there))
+    for n in range(4):
+        here, again = there.window(n), copy.window(n)
+        np.testing.assert_array_equal(here["images"]["primary"], again["images"]["primary"])
+        np.testing.assert_array_equal(here["action"], again["action"])
+
+
 def test_the_doctor_finds_them(dataset: MappedDataset) -> None:
     found = {finding.code: finding for finding in examine([dataset]).findings}
     assert found["empty_episodes"].numbers["episodes"] == [dataset.episode_id(i) for i in EMPTY]
@@ -179,6 +190,10 @@ def test_nothing_but_empty_episodes(tmp_path: Path) -> None:
     dataset = open_dataset(writer.path)
     with pytest.raises(ValueError, match="nothing: no steps to draw from"):
         Mixture([(dataset, 1.0)], 0, 2)
+    nothing = {"path": str(writer.path), "held_out_split": ""}
+    for balance in ("none", "size", "robot", "dataset"):
+        with pytest.raises(ValueError, match="nothing: no steps to draw from"):
+            open_mixture(MixtureSpec.model_validate({"sources": [nothing], "balance": balance}))
     with pytest.raises(ValueError, match="nothing: no steps to compute statistics from"):
         robot_statistics([dataset], cache=False)
     (patient,) = open_patients([Source(path=str(writer.path), held_out_split="")]).datasets

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vla_adapt.embodiment import Embodiment
@@ -43,6 +47,22 @@ def test_where_rates_agree_that_of_most_steps_counts(at_rates: dict[float, Episo
         pooled_rate_hz([MemoryDataset("memory", WIDOWX, [fake_data(WIDOWX, np.random.default_rng(0))])])
         == 5.0
     )
+
+
+def test_left_out_episodes_do_not_change_it(tmp_path: Path) -> None:
+    """50 Hz is known by LeRobot's fps alone."""
+    robot, rng = Embodiment.load("widowx"), np.random.default_rng(0)
+    write_lerobot(tmp_path / "fast", robot, [fake_data(robot, rng, 6) for _ in range(3)], fps=50)
+    (file,) = (tmp_path / "fast").glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    action = table["action"].to_pylist()
+    action[7][2] = np.nan
+    column = pa.array(action, type=table.schema.field("action").type)
+    pq.write_table(table.set_column(table.column_names.index("action"), "action", column), file)
+    entry = open_dataset(tmp_path / "fast", check=False).entry.model_copy(update={"rate_hz": None})
+    with pytest.warns(UserWarning, match="skipped 1 damaged"):
+        kept = open_dataset(tmp_path / "fast", entry=entry, on_error="skip")
+    assert (len(kept), pooled_rate_hz([kept])) == (2, 50.0)
 
 
 def test_where_they_differ_there_is_none(at_rates: dict[float, EpisodeDataset]) -> None:

@@ -94,7 +94,13 @@ def test_names_by_which_episodes_are_held_out_stay(whole: MappedDataset) -> None
     kept = StridedDataset(whole, 2)
     for number in range(3):
         assert facts.stable_name(kept, number) == facts.stable_name(whole, number)
-        assert facts.recorded_motion(kept, number) == facts.recorded_motion(whole, number)
+
+
+def test_strides_of_equal_lengths_make_different_mixtures(whole: MappedDataset) -> None:
+    once, again, other = (StridedDataset(EpisodeSubset(whole, [2]), n) for n in (3, 3, 4))
+    assert once.lengths.tolist() == other.lengths.tolist()
+    found = [Mixture([(each, 1.0)], 0, 2).fingerprint() for each in (once, again, other)]
+    assert found[0] == found[1] != found[2]
 
 
 def test_the_rate_is_an_nth(whole: MappedDataset) -> None:

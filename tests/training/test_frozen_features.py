@@ -99,7 +99,8 @@ def test_each_row_gets_its_own_summary(make: MakeRecipe):
 def test_several_cameras_are_kept_and_those_that_are_not_there_stay_masked(make: MakeRecipe):
     """Of the two robots only the UR5e has a wrist camera."""
     policy = {"head": HEAD, "more_cameras": ["wrist"]}
-    plain, kept = prepare(make("plain", policy=policy)), cached(make("kept", policy=policy))[0]
+    plain, (kept, note) = prepare(make("plain", policy=policy)), cached(make("kept", policy=policy))
+    assert note is not None
     outputs, masks = [], []
     for setting in (plain, kept):
         windows = [setting.mixture.window(n) for n in range(8)]
@@ -149,7 +150,10 @@ def test_any_change_makes_features_anew(
         {"policy": {"head": HEAD, "center_crop": 0.7}},
         {"policy": {"head": HEAD, "blind": True}},
         {"head": {**HEAD, "grid": 2}},
-        {"mixture": [{"path": str(path), "episodes": 2} for path in two_robot_data.values()]},
+        *(
+            {"mixture": [{"path": str(path), **option} for path in two_robot_data.values()]}
+            for option in ({"episodes": 2}, {"image_scale": 16})
+        ),
     ]
     for change in changes:
         cached(make("r", **change))

@@ -33,20 +33,27 @@ action:
   rotation: {{field: action, columns: [3, 4, 5]}}
   gripper: {gripper}
 state: {state}
+transforms: {transforms}
 """
 
 
-def source(root: Path, name: str, seed: int, state: bool, gripper: bool) -> dict[str, str]:
-    """A dataset of the UR5e that records a state and a gripper, or not, and the entry that says so."""
+def source(
+    root: Path, name: str, seed: int, state: bool, gripper: bool, transforms: str = "[]"
+) -> dict[str, str]:
+    """A dataset of the UR5e that records a state and a gripper, or not, and the entry that says so.
+
+    Of the first episode of each split `transforms` may leave nothing.
+    """
     robot, rng = Embodiment.load("ur5e"), np.random.default_rng(seed)
     with RldsWriter(root, name, robot) as writer:
         for split, count in (("train", 2), ("val", 1)):
-            for _ in range(count):
-                data = fake_data(robot, rng, length=6)
+            for number in range(count + 1):
+                data = fake_data(robot, rng, length=6 if number else 1)
                 writer.add(split, data if state else replace(data, state=None))
     entry = root / f"{name}.yaml"
     field = "{field: action, columns: [6], open: -1, closed: 1}" if gripper else "omit"
-    entry.write_text(ENTRY.format(gripper=field, state="observation/state" if state else "[]"))
+    stored = "observation/state" if state else "[]"
+    entry.write_text(ENTRY.format(gripper=field, state=stored, transforms=transforms))
     return {"path": str(writer.path), "entry": str(entry)}
 
 
@@ -56,9 +63,9 @@ def policy(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def lacking_run(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on data without state and without gripper."""
+    """A run on data without state and without gripper, of whose first episodes no step is kept."""
     root = tmp_path_factory.mktemp("lacking")
-    mixture = [source(root, "lacking", 0, state=False, gripper=False)]
+    mixture = [source(root, "lacking", 0, False, False, "[drop_first_step]")]
     constants = {"ur5e": {"gripper": [-0.5]}}
     return train(make_recipe(str(root / "run"), mixture=mixture, policy=policy(constants=constants)))
 

@@ -42,6 +42,9 @@ def test_where_the_data_lies_is_for_the_loader_to_judge(make_recipe: MakeRecipe)
     )
     assert changed_keys(recipe.to_text(), moved, training_only=True) == []
     assert changed_keys(recipe.to_text(), moved) == ["mixture.0.path", "mixture.1.path"]
+    elsewhere = [one.model_copy(update={"cache_dir": "/cache"}) for one in recipe.mixture]
+    indexed = recipe.model_copy(update={"mixture": elsewhere})
+    assert changed_keys(recipe.to_text(), indexed, training_only=True) == []
     named = [
         recipe.model_copy(
             update={"mixture": MixtureSpec(named="rtx", folder=folder, sources=[Source(path=folder)])}

@@ -56,6 +56,9 @@ def test_entries_that_disagree_or_do_not_fit(tmp_path: Path) -> None:
     one, other = (dataset(tmp_path, f"is_{n}", constants={"gripper": [n]}) for n in (0, 1))
     with pytest.raises(ValueError, match=r"is_0 and is_1 disagree .*\[0\.0\], \[1\.0\].*policy\.constants"):
         robot_constants(ROBOT, NO_GRIPPER, [one, other], {})
+    again = open_dataset(one.path, entry=other.entry)
+    with pytest.raises(ValueError, match="is_0 and is_0 disagree"):
+        robot_constants(ROBOT, NO_GRIPPER, [one, again], {})
     assert robot_constants(ROBOT, NO_GRIPPER, [one, other], {"gripper": [1.0]}) == {"gripper": [1.0]}
     wide = dataset(tmp_path, "wide", constants={"gripper": [0, 1]})
     with pytest.raises(ValueError, match="'gripper': got 2 constant numbers, wanted 1"):

@@ -32,6 +32,7 @@ from vla_adapt.adaptation.card import CardFacts, model_card
 from vla_adapt.adaptation.environment_facts import this_start
 from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_action_adapter
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.episode_facts import first_with_steps
 from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
 from vla_adapt.episodes.pooled_rate import pooled_rate_hz
 from vla_adapt.episodes.source import EpisodeDataset
@@ -90,7 +91,7 @@ def make_warm_bundle(
         "warm_start": {"from": bundle.robot, "data": names, **adapter.facts}, "environment": [this_start()],
     }  # fmt: skip
     started.card = model_card(robot, _described(bundle, started, names, errors))
-    episode, policy = target[0][0], started.attach(base)
+    episode, policy = first_with_steps(target), started.attach(base)
     image, state = episode.image(0, policy.camera), None
     if policy.reads_state:
         assert episode.state is not None, "robot_statistics measured one"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from vla_adapt.episodes.mapping.stable_name import StableName
-from vla_adapt.episodes.source import EpisodeDataset, Observations
+from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
 
 
 @runtime_checkable
@@ -67,6 +69,11 @@ def observations(dataset: EpisodeDataset, index: int) -> Observations:
         dataset, "observations", None
     )  # isinstance() of a protocol is slow, this is met per sample
     return dataset[index] if read is None else read(index)
+
+
+def first_with_steps(datasets: Iterable[EpisodeDataset]) -> Episode:
+    """The first episode of `datasets` that has any steps; there must be one."""
+    return next(dataset[int(i)] for dataset in datasets for i in np.flatnonzero(dataset.lengths)[:1])
 
 
 def by_robot(datasets: Iterable[EpisodeDataset]) -> dict[str, list[EpisodeDataset]]:

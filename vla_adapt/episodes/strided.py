@@ -87,7 +87,7 @@ class StridedDataset:
         return episode_facts.stable_name(self.dataset, index)
 
     def recorded_motion(self, index: int) -> bytes:
-        return episode_facts.recorded_motion(self.dataset, index)
+        return episode_facts.recorded_motion(self.dataset, index) + f"every {self.stride}".encode()
 
     def _shown(self, seen: Observations) -> dict[str, Any]:
         def read_extra(key: str) -> Shaped[np.ndarray, "T ..."]:

@@ -60,8 +60,6 @@ def why_uncached(recipe: Recipe) -> str | None:
         return "every augmented image is seen only once"
     if recipe.auxiliary.weight:
         return "the auxiliary loss reads all patches"
-    if recipe.policy.more_cameras:
-        return "policy.more_cameras: features of one camera only are kept"
     return None
 
 

@@ -19,7 +19,9 @@ from jaxtyping import Float
 from torch.utils.data import DataLoader, Dataset
 
 from vla_adapt.adaptation.method import Frozen
+from vla_adapt.episodes.episode_facts import observations
 from vla_adapt.episodes.measuring.statistics_cache import dataset_fingerprint, dataset_folder
+from vla_adapt.episodes.provenance import opened_as
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable
 from vla_adapt.policy.backbone import look
@@ -101,7 +103,8 @@ def _store(dataset: EpisodeDataset, setting: Setting, method: Frozen) -> Feature
 
 def describe(dataset: EpisodeDataset, setting: Setting, shape: tuple[int, int]) -> dict[str, str]:
     """All that the features of a dataset depend on."""
-    model, builder = setting.learner.model, setting.builder
+    model, builder, opened = setting.learner.model, setting.builder, opened_as(dataset)
+    assert opened is not None
     tokenizer = builder.tokenizer.tokenizer.to_str()
     return {
         "base": setting.base_fingerprint,
@@ -111,6 +114,7 @@ def describe(dataset: EpisodeDataset, setting: Setting, shape: tuple[int, int]) 
         "text": hashlib.sha256(tokenizer.encode()).hexdigest(),
         "shape": str((*shape, PIECE_BYTES)),
         "data": dataset_fingerprint(dataset),
+        "image_scale": str(opened.image_scale),
         "code": _code(),
     }
 
@@ -168,7 +172,7 @@ class _Looks(Dataset[tuple[_Part, PolicyBatch]]):
         seen = []
         for row in part.rows:
             number = int(np.searchsorted(first, row, side="right")) - 1
-            episode, step = dataset[number], row - int(first[number])
+            episode, step = observations(dataset, number), row - int(first[number])
             there = [camera for camera in cameras if camera in episode.cameras]
             images = {camera: episode.image(step, camera) for camera in there}
             seen.append({"images": images, "prompt": episode.instruction_at(step)})

@@ -18,6 +18,7 @@ from vla_adapt.adaptation.environment_facts import read_starts
 from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.licenses import base_license, base_on_hub
 from vla_adapt.adaptation.original_statistics import norm_stats_entry
+from vla_adapt.episodes.episode_facts import first_with_steps
 from vla_adapt.episodes.pooled_rate import pooled_rate_hz
 from vla_adapt.evaluation.drawn_episodes import predict_episodes, save_episodes
 from vla_adapt.evaluation.open_loop import OpenLoopResult
@@ -140,7 +141,7 @@ def _facts(
 def _golden(setting: Setting, name: str) -> Golden:
     """The first held-out (else the first training) step and what the policy answers to it."""
     robot = setting.robots[name]
-    episode = (robot.held_out or robot.train)[0][0]
+    episode = first_with_steps([*robot.held_out, *robot.train])
     policy = setting.policy(name)
     image, state = episode.image(0, policy.camera), _state(robot) if policy.reads_state else None
     more = {c: episode.image(0, c) for c in policy.observation.more_cameras if c in episode.cameras}

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.embodiment import Embodiment
+from vla_adapt.episodes.episode_facts import first_with_steps
 from vla_adapt.episodes.mixing.mixture_spec import MixtureSpec
 from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
 from vla_adapt.episodes.source import EpisodeDataset
@@ -83,9 +84,10 @@ def plan_batch(recipe: Recipe, data: PlanData, model: OpenVLA, size: int) -> Pol
     horizon, side = recipe.policy.head.horizon, model.config.image_sizes[0]
     cameras = 1 + len(recipe.policy.more_cameras)
     extra = {}
+    key = recipe.auxiliary.key
     if recipe.auxiliary.weight and data.datasets:
-        example = torch.from_numpy(np.asarray(data.datasets[0][0].extra(recipe.auxiliary.key)[0], np.float32))
-        extra = {recipe.auxiliary.key: example.expand(size, *example.shape)}
+        example = torch.from_numpy(np.asarray(first_with_steps(data.datasets).extra(key)[0], np.float32))
+        extra = {key: example.expand(size, *example.shape)}
     return PolicyBatch(
         input_ids=torch.ones(size, data.text_tokens, dtype=torch.long),
         attention_mask=_ragged(size, data.text_tokens),

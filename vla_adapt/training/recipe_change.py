@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from vla_adapt.recipe import Recipe
 
-# Keys of a mixture that say where a dataset lies.
-_PLACE = re.compile(r"mixture\.((sources\.)?\d+\.path|folder)")
+# Keys of a mixture that say where a dataset or its index lies.
+_PLACE = re.compile(r"mixture\.((sources\.)?\d+\.(path|cache_dir)|folder|defaults\.cache_dir)")
 
 
 def changed_keys(saved: str, recipe: Recipe, training_only: bool = False) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -35,7 +35,7 @@ def robot_constants(
         said = _said(datasets, name)
         if name in given or not said:
             continue
-        (first, numbers), *others = said.items()
+        (first, numbers), *others = said
         for other, different in others:
             if different != numbers:
                 raise ValueError(
@@ -63,7 +63,7 @@ def omission_notes(datasets: Sequence[EpisodeDataset], constants: Constants, giv
     notes = []
     for name, lacking in omitted.items():
         if name in constants:
-            said_by = "policy.constants" if name in given else f"entry of {next(iter(_said(datasets, name)))}"
+            said_by = "policy.constants" if name in given else f"entry of {_said(datasets, name)[0][0]}"
             told = f"in none of its data: masked, and {list(constants[name])} is sent for it ({said_by})"
         else:
             told = f"masked where it is not recorded ({', '.join(lacking)}) and learned from the rest"
@@ -71,11 +71,11 @@ def omission_notes(datasets: Sequence[EpisodeDataset], constants: Constants, giv
     return notes
 
 
-def _said(datasets: Sequence[EpisodeDataset], component: str) -> Mapping[str, tuple[float, ...]]:
-    """Dataset -> the constant numbers its entry names for a component."""
-    entries = {dataset.name: entry_of(dataset) for dataset in datasets}
-    return {
-        name: entry.constants[component]
-        for name, entry in entries.items()
+def _said(datasets: Sequence[EpisodeDataset], component: str) -> list[tuple[str, tuple[float, ...]]]:
+    """(dataset, the constant numbers that its entry names for a component) where it names any."""
+    entries = [(dataset.name, entry_of(dataset)) for dataset in datasets]
+    return [
+        (name, entry.constants[component])
+        for name, entry in entries
         if entry is not None and component in entry.constants
-    }
+    ]

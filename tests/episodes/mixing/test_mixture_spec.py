@@ -118,6 +118,8 @@ def test_what_is_held_out() -> None:
         ({}, "a mixture without datasets"),
         ({"named": "rtx"}, "'named' and 'folder' belong together"),
         ({"folder": "x", "sources": [{"path": "a"}]}, "'named' and 'folder' belong together"),
+        ({"defaults": {"stride": 2}, "sources": [{"path": "a"}]}, "'defaults' and 'missing' are for a named"),
+        ({"missing": "skip", "sources": [{"path": "a"}]}, "'defaults' and 'missing' are for a named"),
         ({"named": "rtx", "folder": "x", "balanc": "size"}, "did you mean 'balance'"),
         ({"named": "rtx", "folder": "x", "defaults": {"heldout": 0.1}}, "did you mean 'held_out'"),
         ({"sources": [{"path": "a", "held_out": 0.1, "held_out_split": "val"}]}, "give one of them"),

@@ -36,6 +36,44 @@ def test_a_batch_holds_what_its_windows_hold(mixture: Mixture, workers: int) -> 
         assert batch["image_mask"]["primary"].all()
 
 
+@pytest.mark.parametrize("options", [{}, {"history": 2}, {"proprio": False}, {"cameras": ()}])
+def test_a_mixture_stacks_without_windows(
+    two_robot_data: dict[str, Path], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two robots, chunks beyond the ends of episodes; with history it goes the long way."""
+    parts = [(open_dataset(folder), 1.0) for folder in two_robot_data.values()]
+    mixture = Mixture(parts, 3, horizon=4, **options)
+    numbers = range(5, 45)
+    wanted = stack_windows(mixture.windows(numbers))
+    if "history" not in options:
+        monkeypatch.delattr(Mixture, "windows")
+    assert_equal(mixture.stacked(numbers), wanted)
+    assert len(set(wanted["robot"])) == 2
+    assert not wanted["action_mask"][:, -1].any(dim=1).all()
+
+
+def test_a_mixture_stacks_extra_numbers(mixture: Mixture) -> None:
+    got = mixture.stacked(range(6))
+    assert_equal(got, stack_windows(mixture.windows(range(6))))
+    assert set(got["extra"]) == {"object_pose", "count", "touch", "wide"}
+
+
+def assert_equal(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    elif isinstance(a, list) and a and isinstance(a[0], torch.Tensor):
+        for one, other in zip(a, b, strict=True):
+            assert_equal(one, other)
+    else:
+        assert a == b
+
+
 def test_history_and_cameras_that_are_not_there(written: Path) -> None:
     mixture = Mixture([(open_dataset(written), 1.0)], 3, horizon=2, history=3)
     windows = mixture.windows(range(4))

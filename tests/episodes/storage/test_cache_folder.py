@@ -35,6 +35,8 @@ def test_places_in_order_of_preference(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv(CACHE_VARIABLE)
     assert cache_places(data, None)[1].is_relative_to(Path.home() / ".cache" / "vla_adapt")
     assert cache_places(data, tmp_path / "given") == [tmp_path / "given" / "rlds" / user.name]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_places(data, "~/given") == cache_places(data, tmp_path / "given")
     assert cache_places(tmp_path / "other" / "1.0.0", None)[1].name != user.name
 
 

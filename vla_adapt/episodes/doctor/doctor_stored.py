@@ -43,8 +43,7 @@ def recorded_rate_hz(dataset: EpisodeDataset) -> float:
         return recorded_rate_hz(dataset.dataset)
     if isinstance(dataset, StridedDataset):
         return recorded_rate_hz(dataset.dataset) / dataset.stride
-    found = mapped(dataset) if len(dataset) else None
-    declared = (found[0].entry.rate_hz or getattr(found[0].store, "rate_hz", None)) if found else None
+    declared = dataset.rate_hz if isinstance(dataset, MappedDataset) else None
     return declared or dataset.embodiment.rate_hz
 
 

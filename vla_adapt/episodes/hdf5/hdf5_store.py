@@ -69,7 +69,7 @@ class Hdf5Store:
         on_error: OnError = "error",
         image_scale: int | None = None,
     ):
-        self._image_scale = image_scale
+        self.image_scale = image_scale
         self.path, self.split = Path(path), split
         files = hdf5_files(self.path)
         if not files:
@@ -151,7 +151,7 @@ class Hdf5Store:
         leaf = self.fields[field]
         if leaf.encoding:
             try:
-                return decode_image(encoded(stored), leaf, self._image_scale)
+                return decode_image(encoded(stored), leaf, self.image_scale)
             except ValueError as error:
                 raise ValueError(f"{error} ({self.locate(episode)} '{field}' row {step})") from None
         return stored if stored.shape[-1] == 3 else np.repeat(stored, 3, axis=-1)

@@ -65,7 +65,7 @@ class LeRobotStore:
         image_scale: int | None = None,
     ):
         self.name, self.split, self.path = folder.name, split, folder.path
-        self._folder, self._index, self._image_scale = folder, index, image_scale
+        self._folder, self._index, self.image_scale = folder, index, image_scale
         self._crcs: Mapping[str, np.ndarray] = {}
         self.rate_hz = folder.rate_hz
         everything = folder.split(split)
@@ -157,7 +157,7 @@ class LeRobotStore:
             where = self._where(field, episode, step)
             raise ValueError(f"CRC of the image is wrong, the file has changed ({where}); copy it again")
         try:
-            return decode_image(data, _RGB, self._image_scale)
+            return decode_image(data, _RGB, self.image_scale)
         except ValueError as error:
             raise ValueError(f"{error} ({self._where(field, episode, step)})") from None
 

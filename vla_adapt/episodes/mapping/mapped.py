@@ -47,6 +47,8 @@ class MappedDataset:
         skipped: what was left out, by the store or for NaN: where and why. Also what this very process stood
             in for; workers of a DataLoader warn of theirs (once each) and keep their own lists.
         lost: how many episodes were left out.
+        rate_hz: at which the data was recorded, as the entry or the store says; None: neither does.
+        image_scale: see `opening.open_dataset`.
 
     Raises:
         ValueError: a field the entry names is missing (lists what exists) or of the wrong kind or width; NaN.
@@ -64,6 +66,8 @@ class MappedDataset:
         self.lasting_name = store.name if lasting_name is None else lasting_name
         self.name, self.split, self.path = self.lasting_name or store.name, store.split, store.path
         self.entry, self.embodiment = entry, embodiment
+        self.rate_hz: float | None = entry.rate_hz or getattr(store, "rate_hz", None)
+        self.image_scale: int | None = getattr(store, "image_scale", None)
         self._cameras = entry.shown_cameras
         self._quirks = entry.shown_quirks
         self._stands_in = check and on_error == "skip"

@@ -15,6 +15,7 @@ import vla_adapt
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.measuring.motion_summary import PIECE_STEPS, MotionSummary
 from vla_adapt.episodes.measuring.vector_summary import VectorSummary
+from vla_adapt.episodes.provenance import opened_as
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable, publish
 from vla_adapt.episodes.strided import StridedDataset
@@ -68,23 +69,17 @@ class SummaryCache:
 
 def dataset_folder(dataset: EpisodeDataset) -> Path | None:
     """The folder that what is derived from a dataset lies beside or in; None: it is not on a local disk."""
-    stored = _stored(dataset)
+    stored = opened_as(dataset)
     if stored is None or not _is_local(stored.path):
         return None
     return stored.path if stored.path.is_dir() else stored.path.parent
 
 
 def dataset_fingerprint(dataset: EpisodeDataset) -> str:
-    """Digest of all that the windows of a dataset on a local disk depend on: files, entry, robot, code."""
-    stored = _stored(dataset)
+    """Digest of what motion and words of a dataset on a local disk depend on: files, entry, robot, code."""
+    stored = opened_as(dataset)
     assert stored is not None, f"{dataset.name} is not on a local disk"
     return hashlib.sha256(repr((_identity(dataset), _files(stored.path), _code())).encode()).hexdigest()
-
-
-def _stored(dataset: EpisodeDataset) -> MappedDataset | None:
-    while isinstance(dataset, EpisodeSubset | StridedDataset):
-        dataset = dataset.dataset
-    return dataset if isinstance(dataset, MappedDataset) else None
 
 
 def _is_local(path: Path) -> bool:

@@ -66,7 +66,7 @@ def pack(batch: Any, block: Block) -> Parcel:
 
     def tensor(thing: torch.Tensor) -> Any:
         """What a tensor is made from again: its place in the block, put there if need be and room be."""
-        plain = thing.layout is torch.strided and thing.device.type == "cpu" and not thing.requires_grad
+        plain = thing.is_cpu and thing.layout is torch.strided and not thing.requires_grad
         if not plain or thing.dtype not in _DTYPES:
             return reductions.reduce_tensor(thing)  # PyTorch's own way
         dtype, shape, strides = _DTYPES[thing.dtype], tuple(thing.shape), None

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -61,6 +62,7 @@ class BlockPool:
         # 1: another process was given the block and still has it.
         self._given = mmap.mmap(-1, owners * count)
         self._taken: dict[int, weakref.ref[np.ndarray]] = {}
+        self._received: dict[int, weakref.ref[np.ndarray]] = {}
 
     def take(self, owner: int) -> Block | None:
         """A block that nothing refers to, or None: all are in use."""
@@ -79,10 +81,10 @@ class BlockPool:
     def receive(self, number: int) -> memoryview:
         """The memory of a block that another process gave."""
         array = self._array(number)
-        weakref.finalize(array, self._give_back, number).atexit = False
+        self._received[number] = weakref.ref(array, partial(self._give_back, number))
         return array.data
 
-    def _give_back(self, number: int) -> None:
+    def _give_back(self, number: int, _: object) -> None:
         self._given[number] = 0
 
     def _array(self, number: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vla_adapt.episodes.mixing.batch_parcel import Parcel, pack, unpack
 from vla_adapt.episodes.mixing.frame_blocks import BlockPool, frames_into
 from vla_adapt.episodes.mixing.mixture import Mixture
+from vla_adapt.episodes.mixing.stack_windows import stack_windows
 from vla_adapt.episodes.mixing.worker_queue import PipeContext, forks
 from vla_adapt.episodes.windows import Window
 
@@ -61,13 +62,18 @@ class StepBatches(Dataset[Any]):
         for soon in (step, step + (worker.num_workers if worker else 1)):
             self.mixture.prefetch(self.numbers(soon))
         with frames_into(block):
-            windows = self.mixture.windows(self.numbers(step))
-            batch = windows if self._collate is None else self._collate(windows)
+            batch = self._batch(self.numbers(step))
         if worker is None or pool is None or block is None:
             return batch
         parcel = pack(batch, block)
         pool.give(block.number)
         return parcel
+
+    def _batch(self, numbers: range) -> Any:
+        if self._collate is stack_windows:
+            return self.mixture.stacked(numbers)
+        windows = self.mixture.windows(numbers)
+        return windows if self._collate is None else self._collate(windows)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_pool": None}
@@ -184,7 +190,7 @@ def make_loader(
         start_step: first global step.
         steps: how many steps; None: endless.
         num_workers: reading processes; the order is the same for any number.
-        collate: list of windows -> batch, run in the worker.
+        collate: list of windows -> batch, run in the worker; `stack_windows` makes tensors, fastest.
         options: passed on to `DataLoader` (prefetch_factor, multiprocessing_context, ...).
     """
     batches = StepBatches(mixture, global_batch, rank, world, collate)

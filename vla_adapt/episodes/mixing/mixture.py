@@ -10,16 +10,18 @@ import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from vla_adapt.actions.unify import ActionUnifier
 from vla_adapt.episodes import episode_facts
 from vla_adapt.episodes.mixing.draw_order import DrawOrder
 from vla_adapt.episodes.mixing.interleave import Interleave
 from vla_adapt.episodes.mixing.motion_store import MotionStore
-from vla_adapt.episodes.source import EpisodeDataset, Observations
+from vla_adapt.episodes.mixing.stack_windows import stack_images, stack_windows
+from vla_adapt.episodes.source import EpisodeDataset, Observations, PendingImage
 from vla_adapt.episodes.storage.stored import find_prefetcher
 from vla_adapt.episodes.windows import (
     PendingWindow,
@@ -30,7 +32,7 @@ from vla_adapt.episodes.windows import (
     unify_motion,
 )
 from vla_adapt.suggest import did_you_mean
-from vla_adapt.types import Layout
+from vla_adapt.types import NUM_SLOTS, Layout
 
 # Episodes at hand in a process, in bytes: their motion, and about this much for all else of one.
 KEPT_BYTES, EPISODE_BYTES = 8 << 20, 2048
@@ -103,6 +105,7 @@ class Mixture:
         self._identities: list[bytes | None] = [None] * len(self.datasets)
         episode_facts.by_robot(self.datasets)
         robots = [dataset.embodiment for dataset in self.datasets]
+        self._robot_names = [robot.name for robot in robots]
         self.action_unifiers = [ActionUnifier(robot, layout) for robot in robots]
         self.proprio_unifiers = [
             ActionUnifier(robot, layout, kind="proprio") if proprio and robot.proprio else None
@@ -163,6 +166,46 @@ class Mixture:
         for window in begun:
             window.decode()
         return [window.finish() for window in begun]
+
+    def stacked(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What `stack_windows(windows(numbers))` is, where it is simple without a window for each sample."""
+        if self.history > 1 or self.optional_cameras:
+            return stack_windows(self.windows(numbers))
+        action = np.zeros((len(numbers), self.horizon, NUM_SLOTS), np.float32)
+        action_mask = np.zeros(action.shape, bool)
+        proprio = np.zeros((len(numbers), NUM_SLOTS), np.float32)
+        proprio_mask = np.zeros(proprio.shape, bool)
+        pending: dict[str, list[PendingImage]] = {camera: [] for camera in self.cameras}
+        instructions: list[str] = []
+        robots: list[str] = []
+        for row, (dataset, index, step) in enumerate(map(self.sample, numbers)):
+            episode, motion = self._episode(dataset, index)
+            if episode.extra_keys:
+                return stack_windows(self.windows(numbers))
+            for camera, images in pending.items():
+                images.append(episode.pending_image(step, camera))
+            chunk = motion.action[step : step + self.horizon]
+            action[row, : len(chunk)], action_mask[row, : len(chunk)] = chunk, motion.action_mask
+            if motion.proprio is not None:
+                proprio[row] = motion.proprio[step]
+            proprio_mask[row] = motion.proprio_mask
+            instructions.append(
+                episode.instruction_at(step) if episode.instruction_changes else episode.instruction
+            )
+            robots.append(self._robot_names[dataset])
+        frames = {camera: [image() for image in images] for camera, images in pending.items()}
+        return {
+            "images": {camera: stack_images(images) for camera, images in frames.items()},
+            "image_mask": {camera: torch.ones(len(numbers), dtype=torch.bool) for camera in frames},
+            "action": torch.from_numpy(action),
+            "action_mask": torch.from_numpy(action_mask),
+            "proprio": torch.from_numpy(proprio),
+            "proprio_mask": torch.from_numpy(proprio_mask),
+            "instruction": instructions,
+            "robot": robots,
+            "extra": {},
+            "sample": torch.tensor(numbers),
+        }
 
     def prefetch(self, numbers: Iterable[int]) -> None:
         """Say which samples come next: images of them that are remote are fetched in the background."""

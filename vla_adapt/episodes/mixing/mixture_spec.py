@@ -136,6 +136,8 @@ class MixtureSpec(BaseModel):
             )
         if self.named is None and not self.sources:
             raise ValueError("a mixture without datasets; give 'sources', or 'named' and 'folder'")
+        if self.named is None and (self.defaults != SourceOptions() or self.missing != "error"):
+            raise ValueError("'defaults' and 'missing' are for a named mixture; give each source its own")
         return self
 
 

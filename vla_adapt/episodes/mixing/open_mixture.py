@@ -148,6 +148,8 @@ def open_source(source: Source) -> Part:
                 f"{dataset.name}: asked for the first {source.episodes} episodes, it has {len(train)}"
             )
         train = EpisodeSubset(train, range(source.episodes))
+    if not train.lengths.sum():
+        raise ValueError(f"{dataset.name}: no steps to draw from; leave it out of the mixture")
     weights = None
     if source.episode_weights is not None:
         given = read_episode_weights(source.episode_weights)
@@ -180,7 +182,7 @@ def open_split(
         embodiment=source.embodiment,
         split=split,
         entry=source.entry,
-        cache_dir=None if source.cache_dir is None else Path(source.cache_dir).expanduser(),
+        cache_dir=source.cache_dir,
         verify_crc=source.verify_crc,
         check=check,
         on_error=source.on_error,

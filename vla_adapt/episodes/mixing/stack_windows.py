@@ -27,7 +27,9 @@ def stack_windows(windows: Sequence[Window]) -> dict[str, Any]:
     first = windows[0]
     cameras = first["images"]
     return {
-        "images": {camera: _images([window["images"][camera] for window in windows]) for camera in cameras},
+        "images": {
+            camera: stack_images([window["images"][camera] for window in windows]) for camera in cameras
+        },
         "image_mask": {
             camera: _numbers([window["image_mask"][camera] for window in windows]) for camera in cameras
         },
@@ -52,7 +54,8 @@ def _numbers(values: list[Any]) -> torch.Tensor:
     return torch.from_numpy(np.array(values))  # twice as fast as np.stack
 
 
-def _images(frames: list[np.ndarray]) -> torch.Tensor | list[torch.Tensor]:
+def stack_images(frames: list[np.ndarray]) -> torch.Tensor | list[torch.Tensor]:
+    """uint8 [B, h, w, 3], not copied where they lie evenly in this thread's block; a list if sizes differ."""
     tensors = [torch.from_numpy(frame) for frame in frames]
     if len({frame.shape for frame in frames}) > 1:
         return tensors

@@ -54,7 +54,7 @@ class RldsStore:
     ):
         self.name, self.split, self.path = folder.name, split, Path(folder.path)
         self.leaves, self._index = folder.leaves, index
-        self._verify_images, self._image_scale = verify_images, image_scale
+        self._verify_images, self.image_scale = verify_images, image_scale
         self.fields = {
             path.removeprefix(STEPS): leaf for path, leaf in folder.leaves.items() if path.startswith(STEPS)
         }
@@ -266,7 +266,7 @@ class RldsStore:
 
     def _decode(self, data: bytes, leaf: LeafSpec, where: Callable[[], str]) -> np.ndarray:
         try:
-            return decode_image(data, leaf, self._image_scale)
+            return decode_image(data, leaf, self.image_scale)
         except ValueError as error:
             raise ValueError(f"{error} ({where()})") from None
 

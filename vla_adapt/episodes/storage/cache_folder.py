@@ -31,7 +31,7 @@ def cache_places(dataset: Path, cache_dir: str | Path | None, kind: str = "rlds"
     """
     label = f"{dataset.parent.name}-{hashlib.sha256(str(dataset.resolve()).encode()).hexdigest()[:12]}"
     if cache_dir is not None:
-        return [Path(cache_dir) / kind / label]
+        return [Path(cache_dir).expanduser() / kind / label]
     home = os.environ.get(CACHE_VARIABLE)
     user = Path(home) if home else Path.home() / ".cache" / "vla_adapt"
     return [dataset / BESIDE, user / kind / label]

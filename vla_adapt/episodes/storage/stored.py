@@ -81,7 +81,7 @@ def fetcher(store: StoredEpisodes) -> Callable[[str, int, int], Callable[[], np.
     """`fetch_image` of a store; one that has none reads an image when it decodes it."""
     if isinstance(store, FetchesImages):
         return store.fetch_image
-    return lambda field, episode, step: partial(store.image, field, episode, step)
+    return partial(partial, store.image)
 
 
 def find_prefetcher(data: Any) -> Callable[..., None] | None:

@@ -10,11 +10,11 @@ import pytest
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts as facts
 from vla_adapt.episodes import fake_data, open_dataset
-from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.mixture_spec import NamedMixture
 from vla_adapt.episodes.oxe import CATALOGUE
+from vla_adapt.episodes.recorded_rate import recorded_rate_hz
 from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import Episode, MemoryDataset
 from vla_adapt.episodes.strided import StridedDataset

@@ -34,7 +34,7 @@ from vla_adapt.adaptation.fit_action_adapter import FitConfig, FitErrors, fit_ac
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.episode_facts import first_with_steps
 from vla_adapt.episodes.measuring.statistics import RobotStatistics, robot_statistics
-from vla_adapt.episodes.pooled_rate import pooled_rate_hz
+from vla_adapt.episodes.recorded_rate import pooled_rate_hz
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.policy.heads import ActionHead, load_head
 from vla_adapt.policy.openvla import OpenVLA

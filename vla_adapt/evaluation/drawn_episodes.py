@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vla_adapt.adaptation.robot_policy import RobotPolicy
-from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
+from vla_adapt.episodes.recorded_rate import recorded_rate_hz
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.windows import unify_motion
 from vla_adapt.evaluation.open_loop import BATCH, Place, cut_windows, unit_of

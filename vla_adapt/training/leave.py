@@ -19,7 +19,7 @@ from vla_adapt.adaptation.folder import atomic_folder
 from vla_adapt.adaptation.licenses import base_license, base_on_hub
 from vla_adapt.adaptation.original_statistics import norm_stats_entry
 from vla_adapt.episodes.episode_facts import first_with_steps
-from vla_adapt.episodes.pooled_rate import pooled_rate_hz
+from vla_adapt.episodes.recorded_rate import pooled_rate_hz
 from vla_adapt.evaluation.drawn_episodes import predict_episodes, save_episodes
 from vla_adapt.evaluation.open_loop import OpenLoopResult
 from vla_adapt.policy.checkpoint import fingerprint

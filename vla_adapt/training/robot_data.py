@@ -8,8 +8,8 @@ from typing import Any
 from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.card import DataLine
 from vla_adapt.adaptation.licenses import UNKNOWN
-from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
 from vla_adapt.episodes.provenance import provenance, stand_ins
+from vla_adapt.episodes.recorded_rate import recorded_rate_hz
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.training.setting import Robot, Setting
 

@@ -21,7 +21,7 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes.measuring.statistics import robot_statistics
 from vla_adapt.episodes.mixing.mixture import Mixture
 from vla_adapt.episodes.mixing.open_mixture import OpenedMixture, open_mixture
-from vla_adapt.episodes.pooled_rate import rate_notes
+from vla_adapt.episodes.recorded_rate import rate_notes
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.invariance.objective import InvarianceObjective
 from vla_adapt.policy.batch import BatchBuilder

@@ -14,7 +14,6 @@ from vla_adapt.episodes.mapping.entry import Source
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.source import Episode, EpisodeDataset
 from vla_adapt.episodes.storage.feature_spec import Kind
-from vla_adapt.episodes.strided import StridedDataset
 from vla_adapt.episodes.subset import EpisodeSubset
 from vla_adapt.types import VectorKind
 
@@ -35,16 +34,6 @@ def mapped(dataset: EpisodeDataset, number: int = 0) -> tuple[MappedDataset, int
     while isinstance(dataset, EpisodeSubset):
         number, dataset = int(dataset.indices[number]), dataset.dataset
     return (dataset, number) if isinstance(dataset, MappedDataset) else None
-
-
-def recorded_rate_hz(dataset: EpisodeDataset) -> float:
-    """The rate the entry declares, else the files (LeRobot's fps), else the robot; an n-th if strided."""
-    if isinstance(dataset, EpisodeSubset):
-        return recorded_rate_hz(dataset.dataset)
-    if isinstance(dataset, StridedDataset):
-        return recorded_rate_hz(dataset.dataset) / dataset.stride
-    declared = dataset.rate_hz if isinstance(dataset, MappedDataset) else None
-    return declared or dataset.embodiment.rate_hz
 
 
 def skipped(dataset: EpisodeDataset) -> Sequence[str]:

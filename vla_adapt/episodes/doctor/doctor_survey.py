@@ -18,12 +18,12 @@ from vla_adapt.episodes.doctor.doctor_stored import (
     TIME_NAMES,
     StoredGripper,
     declared_zero,
-    recorded_rate_hz,
     signal,
     skipped,
     stored_grippers,
 )
 from vla_adapt.episodes.doctor.doctor_track import Track, Tracker
+from vla_adapt.episodes.recorded_rate import recorded_rate_hz
 from vla_adapt.episodes.source import Episode, EpisodeDataset
 
 # Share of the usual range of a slot that counts as a clear movement.

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from vla_adapt.episodes.doctor.doctor_finding import Finding, is_a_part, listed, share
 from vla_adapt.episodes.doctor.doctor_survey import Survey
-from vla_adapt.episodes.pooled_rate import RATE_TOLERANCE, rates_differ
+from vla_adapt.episodes.recorded_rate import RATE_TOLERANCE, rates_differ
 
 UNITS_PER_S = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 FAR_OFF = 0.5

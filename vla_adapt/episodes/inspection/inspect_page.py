@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vla_adapt.embodiment import Embodiment
-from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
 from vla_adapt.episodes.doctor.doctor_track import Track, Tracker
 from vla_adapt.episodes.inspection.inspect_curves import WIDTH, Curve, chart
 from vla_adapt.episodes.inspection.inspect_frames import Thumbnails, thumbnails
+from vla_adapt.episodes.recorded_rate import recorded_rate_hz
 from vla_adapt.episodes.source import Episode, EpisodeDataset
 from vla_adapt.types import slot_group_of
 

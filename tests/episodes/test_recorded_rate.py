@@ -12,7 +12,7 @@ import pytest
 from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import MemoryDataset, fake_data, open_dataset
 from vla_adapt.episodes.lerobot.lerobot_write import write_lerobot
-from vla_adapt.episodes.pooled_rate import pooled_rate_hz, rate_notes, rates_differ
+from vla_adapt.episodes.recorded_rate import pooled_rate_hz, rate_notes, rates_differ
 from vla_adapt.episodes.rlds.write import RldsWriter
 from vla_adapt.episodes.source import EpisodeDataset
 from vla_adapt.episodes.subset import EpisodeSubset

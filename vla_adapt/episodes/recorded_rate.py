@@ -5,11 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vla_adapt.episodes.doctor.doctor_stored import recorded_rate_hz
+from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.source import EpisodeDataset
+from vla_adapt.episodes.strided import StridedDataset
+from vla_adapt.episodes.subset import EpisodeSubset
 
 # Rates that differ by less than this share count as the same.
 RATE_TOLERANCE = 0.15
+
+
+def recorded_rate_hz(dataset: EpisodeDataset) -> float:
+    """The rate the entry declares, else the files (LeRobot's fps), else the robot; an n-th if strided."""
+    if isinstance(dataset, EpisodeSubset):
+        return recorded_rate_hz(dataset.dataset)
+    if isinstance(dataset, StridedDataset):
+        return recorded_rate_hz(dataset.dataset) / dataset.stride
+    declared = dataset.rate_hz if isinstance(dataset, MappedDataset) else None
+    return declared or dataset.embodiment.rate_hz
 
 
 def rates_differ(one_hz: float, other_hz: float) -> bool:

@@ -63,21 +63,23 @@ def check_ended(survey: Survey) -> Iterator[Finding]:
     """Episodes whose last step does not bear the end mark that the others, or at least the field, promise."""
     marked = [recording for recording in survey.recordings if recording.ended]
     open_ended = [recording for recording in survey.recordings if recording.ended is False]
-    if marked and open_ended:
-        yield Finding(
-            "truncated_episodes", "warning", survey.name,
-            f"{_count(open_ended, survey)} end without the mark is_last, {len(marked)} episodes have it",
-            "cut off when recording or converting; convert again or drop them",
-            {"episodes": [recording.episode_id for recording in open_ended[:50]]},
-        )  # fmt: skip
-    elif open_ended:
-        yield Finding(
-            "truncated_episodes", "warning", survey.name,
-            f"none of {len(open_ended)} episodes ends with the mark is_last, though the data has that field",
+    if not open_ended:
+        return
+    if marked:
+        told = f"{_count(open_ended, survey)} end without the mark is_last, {len(marked)} episodes have it"
+        advice = "cut off when recording or converting; convert again or drop them"
+    else:
+        told = (
+            f"none of {len(open_ended)} episodes ends with the mark is_last, though the data has that field"
+        )
+        advice = (
             "every episode was cut off, or whoever wrote the data never set the mark: look at how some end "
-            "(vla-adapt data inspect); if they are whole, all is well",
-            {"episodes": [recording.episode_id for recording in open_ended[:50]]},
-        )  # fmt: skip
+            "(vla-adapt data inspect); if they are whole, all is well"
+        )
+    yield Finding(
+        "truncated_episodes", "warning", survey.name, told, advice,
+        {"episodes": [recording.episode_id for recording in open_ended[:50]]},
+    )  # fmt: skip
 
 
 def check_instructions(survey: Survey) -> Iterator[Finding]:

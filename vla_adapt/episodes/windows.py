@@ -209,7 +209,7 @@ def begin_window(
     cut = {
         **_state(motion, t, history),
         **_chunk(motion, t, horizon),
-        "instruction": episode.instruction_at(t) if episode.instruction_changes else episode.instruction,
+        "instruction": episode.instruction_at(t),
         "robot": unifier.embodiment.name,
         "extra": {key: episode.extra(key)[t] for key in episode.extra_keys},
         "ids": {"dataset": dataset, "episode": episode.episode_id, "step": t},

@@ -105,7 +105,6 @@ class Mixture:
         self._identities: list[bytes | None] = [None] * len(self.datasets)
         episode_facts.by_robot(self.datasets)
         robots = [dataset.embodiment for dataset in self.datasets]
-        self._robot_names = [robot.name for robot in robots]
         self.action_unifiers = [ActionUnifier(robot, layout) for robot in robots]
         self.proprio_unifiers = [
             ActionUnifier(robot, layout, kind="proprio") if proprio and robot.proprio else None
@@ -171,17 +170,17 @@ class Mixture:
         """What `stack_windows(windows(numbers))` is, where it is simple without a window for each sample."""
         if self.history > 1 or self.optional_cameras:
             return stack_windows(self.windows(numbers))
+        drawn = [
+            (dataset, step, *self._episode(dataset, i)) for dataset, i, step in map(self.sample, numbers)
+        ]
+        if any(episode.extra_keys for _, _, episode, _ in drawn):
+            return stack_windows(self.windows(numbers))
         action = np.zeros((len(numbers), self.horizon, NUM_SLOTS), np.float32)
         action_mask = np.zeros(action.shape, bool)
         proprio = np.zeros((len(numbers), NUM_SLOTS), np.float32)
         proprio_mask = np.zeros(proprio.shape, bool)
         pending: dict[str, list[PendingImage]] = {camera: [] for camera in self.cameras}
-        instructions: list[str] = []
-        robots: list[str] = []
-        for row, (dataset, index, step) in enumerate(map(self.sample, numbers)):
-            episode, motion = self._episode(dataset, index)
-            if episode.extra_keys:
-                return stack_windows(self.windows(numbers))
+        for row, (_, step, episode, motion) in enumerate(drawn):
             for camera, images in pending.items():
                 images.append(episode.pending_image(step, camera))
             chunk = motion.action[step : step + self.horizon]
@@ -189,10 +188,6 @@ class Mixture:
             if motion.proprio is not None:
                 proprio[row] = motion.proprio[step]
             proprio_mask[row] = motion.proprio_mask
-            instructions.append(
-                episode.instruction_at(step) if episode.instruction_changes else episode.instruction
-            )
-            robots.append(self._robot_names[dataset])
         frames = {camera: [image() for image in images] for camera, images in pending.items()}
         return {
             "images": {camera: stack_images(images) for camera, images in frames.items()},
@@ -201,8 +196,8 @@ class Mixture:
             "action_mask": torch.from_numpy(action_mask),
             "proprio": torch.from_numpy(proprio),
             "proprio_mask": torch.from_numpy(proprio_mask),
-            "instruction": instructions,
-            "robot": robots,
+            "instruction": [episode.instruction_at(step) for _, step, episode, _ in drawn],
+            "robot": [self.action_unifiers[dataset].embodiment.name for dataset, *_ in drawn],
             "extra": {},
             "sample": torch.tensor(numbers),
         }
@@ -247,7 +242,7 @@ class Mixture:
 
     def _check_cameras(self) -> None:
         """By the first episode of every dataset, so that a run does not stop in its middle."""
-        present = [dataset[0].cameras for dataset in self.datasets]
+        present = [episode_facts.observations(dataset, 0).cameras for dataset in self.datasets]
         for dataset, names in zip(self.datasets, present, strict=True):
             absent_cameras(names, self.cameras, self.optional_cameras, dataset.embodiment, dataset.name)
         there = sorted({name for names in present for name in names})

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import episode_facts
+from vla_adapt.episodes.dataset_view import DatasetView
 from vla_adapt.episodes.mapping.joined_actions import ActionJoiner
-from vla_adapt.episodes.mapping.stable_name import StableName
 from vla_adapt.episodes.source import Episode, EpisodeDataset, Observations
-from vla_adapt.episodes.storage.stored import find_prefetcher
 from vla_adapt.episodes.storage.text_runs import every_nth
 
 
-class StridedDataset:
+class StridedDataset(DatasetView):
     """View of the steps 0, n, 2n, ... of every episode of `dataset`; an n-th of its rate.
 
     What is seen is that of the kept step. Its action is what leads from it to the next kept one: see
@@ -32,19 +29,15 @@ class StridedDataset:
     """
 
     def __init__(self, dataset: EpisodeDataset, stride: int):
-        self.dataset, self.stride = dataset, stride
+        super().__init__(dataset)
+        self.stride = stride
         try:
             self._joiner = ActionJoiner(dataset.embodiment, stride)
         except ValueError as error:
             raise ValueError(f"{dataset.name}: stride {stride}: {error}") from None
 
-    @property
-    def name(self) -> str:
-        return self.dataset.name
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self.dataset.embodiment
+    def _place(self, index: int, t: int = 0) -> tuple[int, int]:
+        return index, t * self.stride
 
     @property
     def lengths(self) -> Int64[np.ndarray, " E"]:
@@ -64,30 +57,11 @@ class StridedDataset:
             return self[index]
         return replace(seen, length=-(-seen.length // self.stride), **self._shown(seen))
 
-    def prefetcher(self) -> Callable[[int, int, str], None] | None:
-        inner = find_prefetcher(self.dataset)
-        return None if inner is None else partial(self._prefetch, inner)
-
-    def _prefetch(self, inner: Callable[[int, int, str], None], index: int, t: int, camera: str) -> None:
-        inner(index, t * self.stride, camera)
-
-    def episode_id(self, index: int) -> str:
-        return episode_facts.episode_id(self.dataset, index)
-
-    def instruction(self, index: int) -> str:
-        return episode_facts.instruction(self.dataset, index)
-
     def instructions(self, index: int) -> tuple[str, ...]:
         return self.observations(index).instructions
 
-    def metadata(self, index: int) -> Mapping[str, Any]:
-        return episode_facts.metadata(self.dataset, index)
-
-    def stable_name(self, index: int) -> StableName:
-        return episode_facts.stable_name(self.dataset, index)
-
     def recorded_motion(self, index: int) -> bytes:
-        return episode_facts.recorded_motion(self.dataset, index) + f"every {self.stride}".encode()
+        return super().recorded_motion(index) + f"every {self.stride}".encode()
 
     def _shown(self, seen: Observations) -> dict[str, Any]:
         def read_extra(key: str) -> Shaped[np.ndarray, "T ..."]:

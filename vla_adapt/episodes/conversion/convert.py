@@ -203,10 +203,8 @@ def _rlds_writer(plan: Plan, target: Path, stack: ExitStack) -> Add:
     writer = stack.enter_context(
         RldsWriter(target.parent, name, source.embodiment, folder=target.name, lasting_name=lasting)
     )
-    entry, image_leaves = (
-        plan.entry(),
-        {field: _image_leaf(plan, field) for field in plan.of_kind(Kind.IMAGE)},
-    )
+    entry = plan.entry()
+    image_leaves = {field: _image_leaf(plan, field) for field in plan.of_kind(Kind.IMAGE)}
 
     def add(dataset: MappedDataset, episode: int) -> None:
         store = dataset.store

@@ -118,8 +118,8 @@ class Bench:
     def ours(self, head: str = "tokens", adamw: torch.optim.Optimizer | None = None) -> None:
         """The step of `training.loop`."""
         output = self.our_loss(head)
-        assert torch.isfinite(output["loss"])
         output["loss"].backward()
+        assert torch.isfinite(output["loss"])
         clip_per_robot(self.learners[head].groups().values(), 1.0)
         optimizer = adamw or self.adamw[head]
         optimizer.step()

@@ -82,8 +82,8 @@ def embedding_gradients(model: OpenVLA) -> Iterator[None]:
 
 
 @contextmanager
-def checkpointing(model: OpenVLA) -> Iterator[None]:
-    model.gradient_checkpointing_enable()
+def checkpointing(model: OpenVLA, towers_only: bool = False) -> Iterator[None]:
+    model.gradient_checkpointing_enable(towers_only)
     try:
         yield
     finally:
@@ -129,14 +129,16 @@ OFF: dict[str, Callable[[OpenVLA], AbstractContextManager[Any]]] = {
 
 def difference(bench: Bench) -> dict[str, float]:
     """Between baseline and ours, relative: of the loss, and of the gradient of all adapters."""
-    with llamas_own(bench.model):
-        loss = bench.plain_loss()[0]
-    found = []
-    for each in (loss, bench.our_loss()["loss"]):
-        each.backward()
+
+    def gradient(loss: Tensor) -> tuple[float, Tensor]:
+        loss.backward()
         grads = [p.grad.flatten() for p in adapters(bench.model) if p.grad is not None]
-        found.append((each.item(), torch.cat(grads)))
         bench.model.zero_grad(set_to_none=True)
+        return loss.item(), torch.cat(grads)
+
+    with llamas_own(bench.model):
+        found = [gradient(bench.plain_loss()[0])]
+    found.append(gradient(bench.our_loss()["loss"]))
     (plain, theirs), (own, mine) = found
     return {
         "loss": abs(plain - own) / abs(plain),
@@ -164,10 +166,12 @@ def variants(bench: Bench) -> dict[str, tuple[Callable[[], Any], Callable[[], Ab
         "baseline, last vision blocks run": (bench.baseline, original_towers),
         "parallel head, 8 steps": (partial(bench.ours, "parallel"), nullcontext),
         "checkpointing": (bench.ours, partial(checkpointing, model)),
+        TOWERS: (bench.ours, partial(checkpointing, model, towers_only=True)),
     }
 
 
 LESS = (*OFF, "AdamW not fused")
-BESIDE = ("baseline, last vision blocks run", "parallel head, 8 steps", "checkpointing")
+TOWERS = "checkpointing of the towers"
+BESIDE = ("baseline, last vision blocks run", "parallel head, 8 steps", "checkpointing", TOWERS)
 NAMES = ("baseline", "ours", *LESS, *BESIDE)
 QUICK = ("baseline", "ours", *list(OFF)[:2], "adapters beside their layer", "AdamW not fused")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -59,12 +59,19 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(
         default=1, gt=0, description="passes, each over an equal part, per optimizer step"
     )
-    checkpointing: bool = Field(
-        default=False, description="keep few activations and compute the others again: less memory, more time"
+    checkpointing: bool | Literal["towers"] = Field(
+        default=False,
+        description="keep few activations and compute the others again, of all or of the vision towers alone: "
+        "less memory, more time",
     )
     compile: bool = Field(
         default=False, description="torch.compile of all blocks: faster steps after minutes of waiting"
     )
+    activation_budget: float = Field(
+        default=1.0, gt=0, le=1,
+        description="with compile: share of the activations that blocks may keep; the cheapest of the others "
+        "are computed again",
+    )  # fmt: skip
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
     keep: int = Field(default=2, gt=0, description="newest checkpoints kept while it runs, beside the best")
     deterministic: bool = Field(default=False, description="same adapter bit for bit; slower on a GPU")
@@ -100,6 +107,7 @@ class EvaluationConfig(BaseModel):
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
     "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "compile", "keep",
+    "activation_budget",
     "deterministic", "patience_s", "trackers", "project",
 }  # fmt: skip
 

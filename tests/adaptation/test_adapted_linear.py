@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, float64, nn
 
-from vla_adapt.adaptation.adapted_linear import adapted_linear, extra_flops, fold_is_cheaper
+from vla_adapt.adaptation.adapted_linear import adapted_linear, extra_flops, fold_is_cheaper, row_groups
 from vla_adapt.adaptation.low_rank import Block, Pair
 
 
@@ -56,7 +56,8 @@ def test_any_cut_of_the_rows_equals_plain_autograd(
     blocks = [Block(2 * b.start, 2 * b.stop, b.pair, b.first) for b in blocks]
     wanted = [x, *(weight for pair in pairs for weight in (pair.A, pair.B))]
     results = []
-    for result in (adapted_linear(x, base, blocks, pairs, folded), plainly(x, base, blocks, pairs)):
+    groups = row_groups(blocks, 2 * ends[-1])
+    for result in (adapted_linear(x, base, groups, pairs, folded), plainly(x, base, blocks, pairs)):
         results.append(
             [result.detach(), *torch.autograd.grad((result * result.detach().cos()).sum(), wanted)]
         )
@@ -71,7 +72,7 @@ def test_no_gradient_is_made_that_nobody_wants(folded):
     frozen = Pair(pair.A.detach(), pair.B, 1.0)
     base = nn.Linear(6, 5, dtype=float64).requires_grad_(False)
     x = torch.randn(4, 6, dtype=float64)
-    adapted_linear(x, base, [Block(0, 4, 0)], [frozen], folded).sum().backward()
+    adapted_linear(x, base, [(0, 4, (0,))], [frozen], folded).sum().backward()
     assert pair.B.grad is not None
     assert pair.A.grad is None
     assert x.grad is None

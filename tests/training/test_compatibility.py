@@ -93,6 +93,7 @@ def plain(head: str, **more: Any) -> dict[str, Any]:
         ({"adaptation": {"kind": "none"}, "invariance": {"method": "coral"}}, "invariance 'coral'"),
         ({"train": {"compile": True, "deterministic": True}}, "code compiled for a run that resumes"),
         ({"train": {"compile": True, "checkpointing": True}}, "blocks that compute their activations again"),
+        ({"train": {"activation_budget": 0.5}}, "activation_budget is for compiled blocks"),
         ({"train": {"compile": True}, "adaptation": {"kind": "qlora"}}, "4-bit layers were never tried"),
         (
             {

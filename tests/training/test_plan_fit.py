@@ -39,10 +39,11 @@ def test_a_process_may_have_its_part_of_the_machine_and_no_more_than_its_group(
 
 
 def plan_of(recipe: Recipe) -> Plan:
-    """10 bytes, 10 per sample at once (2 with checkpointing), half as much in bf16, 1 per rank."""
+    """10 bytes, 10 per sample at once (5 or 2 with checkpointing), half as much in bf16, 1 per rank."""
     train = recipe.train
     samples = train.batch_size // train.accumulate
-    activations = samples * (2 if train.checkpointing else 10) // (2 if train.precision == "bf16" else 1)
+    each = {False: 10, "towers": 5, True: 2}[train.checkpointing]
+    activations = samples * each // (2 if train.precision == "bf16" else 1)
     rank = recipe.adaptation.rank if recipe.adaptation.kind == "lora" else 100
     memory = {"weights": 10, "activations": activations, "optimizer": rank, "batches": 0}
     return Plan("cpu", {}, 0, memory, samples, train.accumulate, 1, 0, 0, None, {})
@@ -57,6 +58,8 @@ def test_ways_out_are_those_that_fit():
     assert words.startswith("one process needs 0.0 MB")
     assert "--set train.accumulate=4 needs" in words
     assert "--set train.checkpointing=true needs" in words
+    assert "towers" not in words
+    assert "--set train.checkpointing=towers needs" in way_out(recipe(), plan_of(recipe()), 100, plan_of)
     assert "precision" not in words
     assert "rank" not in words
     words = way_out(recipe(), plan_of(recipe()), 17, plan_of)

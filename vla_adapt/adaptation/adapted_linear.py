@@ -8,6 +8,7 @@ arithmetic where the rank is not small beside the layer's widths.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,37 +21,50 @@ from vla_adapt.adaptation.low_rank import Block, Pair
 
 # Thin products run below a processor's peak, and read and write their rows once more.
 _THIN_COST = 1.25
+# PyTorch 2.8 and later; products of 16-bit factors in 32 bits, on a GPU only.
+_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
+
+
+class Narrow(NamedTuple):
+    """One adapter of one layer in the dtype of its products, each matrix also times the adapter's scale."""
+
+    A: Float[Tensor, "r F"]
+    B: Float[Tensor, "O r"]
+    scaled_A: Float[Tensor, "r F"]
+    scaled_B: Float[Tensor, "O r"]
 
 
 def adapted_linear(
     x: Float[Tensor, "*rows F"],
     base: nn.Linear,
-    blocks: list[Block],
+    groups: list[Group],
     pairs: list[Pair],
     folded: bool | None = None,
+    narrow: Sequence[Narrow] = (),
 ) -> Float[Tensor, "*rows O"]:
-    """What `base` makes of `x`, plus what each block's pair makes of its rows (counted over leading axes).
+    """What `base` makes of `x`, plus what each group's pairs make of its rows (counted over leading axes).
 
     Args:
-        x: of the dtype of all matrices.
+        x: of the dtype of `base`.
         base: its weight and bias get no gradient.
-        blocks: as in `low_rank.add_low_rank`.
-        pairs: each is used by some block.
+        groups: all rows, as `row_groups` gives them.
+        pairs: each is used by some group.
         folded: force one way; None picks the cheaper one where it is exact enough.
+        narrow: copies of the pairs in the dtype of `x`, where the pairs themselves, which get the gradient,
+            are of another; none: the pairs are of the dtype of `x`.
     """
     weights = [weight for pair in pairs for weight in (pair.A, pair.B)]
-    groups = _groups(blocks, x.numel() // x.shape[-1])
-    if folded is None:
-        folded = fold_is_cheaper(base.weight, groups, pairs)
     scales = [pair.scale for pair in pairs]
-    way = _Folded if folded else _Thin
-    return way.apply(x, base.weight, base.bias, groups, scales, *weights)  # type: ignore[no-any-return]
+    if not narrow and (fold_is_cheaper(base.weight, groups, pairs) if folded is None else folded):
+        return _Folded.apply(x, base.weight, base.bias, groups, scales, *weights)  # type: ignore[no-any-return]
+    copies = [matrix for each in narrow for matrix in each]
+    return _Thin.apply(x, base.weight, base.bias, groups, scales, *weights, *copies)  # type: ignore[no-any-return]
 
 
 Group = tuple[int, int, tuple[int, ...]]  # rows [start, stop) and the pairs that they all pass
 
 
-def _groups(blocks: list[Block], rows: int) -> list[Group]:
+def row_groups(blocks: list[Block], rows: int) -> list[Group]:
     """The rows cut where any block begins or ends, each part with its pairs, in order and without a hole."""
     cuts = sorted({0, rows, *(block.start for block in blocks), *(block.stop for block in blocks)})
     return [
@@ -93,43 +107,62 @@ class _Thin(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: list[Group],
-        scales: list[float], *pairs: Tensor,
+        scales: list[float], *matrices: Tensor,
     ):  # fmt: skip
+        count = len(scales)
+        weights, copies = matrices[: 2 * count], matrices[2 * count :]
+        narrow = [Narrow(*copies[4 * n : 4 * n + 4]) for n in range(count)] if copies else [
+            _scaled(weights[2 * n], weights[2 * n + 1], scales[n]) for n in range(count)
+        ]  # fmt: skip
         out = nn.functional.linear(x, weight, bias)
         rows_out, rows = out.view(-1, out.shape[-1]), x.reshape(-1, x.shape[-1])
         hidden = []
         for start, stop, used in groups:
             for pair in used:
-                inner = torch.mm(rows[start:stop], pairs[2 * pair].t()).mul_(scales[pair])
-                rows_out[start:stop].addmm_(inner, pairs[2 * pair + 1].t())
+                inner = torch.mm(_cut(rows, start, stop), narrow[pair].scaled_A.t())
+                _add_product(_cut(rows_out, start, stop), inner, narrow[pair].B.t())
                 hidden.append(inner)
-        ctx.save_for_backward(rows, weight, *pairs, *hidden)
-        ctx.groups, ctx.scales, ctx.shape = groups, scales, x.shape
+        kept = [matrix for each in narrow for matrix in (each.A, each.scaled_B)]
+        ctx.save_for_backward(rows, weight, *kept, *hidden)
+        ctx.groups, ctx.shape, ctx.extra = groups, x.shape, len(copies)
+        ctx.dtypes = [each.dtype for each in weights]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        count, dtypes = len(ctx.dtypes), ctx.dtypes
         rows, weight, *rest = ctx.saved_tensors
-        pairs, hidden = rest[: 2 * len(ctx.scales)], iter(rest[2 * len(ctx.scales) :])
-        wanted = ctx.needs_input_grad[5:]
+        matrices, hidden = rest[:count], iter(rest[count:])
+        wanted = ctx.needs_input_grad[5 : 5 + count]
         rows_grad = grad.reshape(-1, grad.shape[-1])
         x_grad = torch.mm(rows_grad, weight) if ctx.needs_input_grad[0] else None
-        grads: list[Tensor | None] = [None] * len(pairs)
+        grads: list[Tensor | None] = [None] * count
         for start, stop, used in ctx.groups:
-            part = rows_grad[start:stop]
+            part = _cut(rows_grad, start, stop)
             for pair in used:
                 inner, a, b = next(hidden), 2 * pair, 2 * pair + 1
                 if wanted[b]:
-                    grads[b] = _plus(grads[b], part.t(), inner)
+                    grads[b] = _plus(grads[b], part.t(), inner, dtypes[b])
                 if not wanted[a] and x_grad is None:
                     continue
-                inner_grad = torch.mm(part, pairs[b]).mul_(ctx.scales[pair])
+                inner_grad = torch.mm(part, matrices[b])
                 if wanted[a]:
-                    grads[a] = _plus(grads[a], inner_grad.t(), rows[start:stop])
+                    grads[a] = _plus(grads[a], inner_grad.t(), _cut(rows, start, stop), dtypes[a])
                 if x_grad is not None:
-                    x_grad[start:stop].addmm_(inner_grad, pairs[a])
-        return None if x_grad is None else x_grad.view(ctx.shape), None, None, None, None, *grads
+                    _add_product(_cut(x_grad, start, stop), inner_grad, matrices[a])
+        x_grad = None if x_grad is None else x_grad.view(ctx.shape)
+        return x_grad, None, None, None, None, *grads, *[None] * ctx.extra
+
+
+def _scaled(inner: Tensor, outer: Tensor, scale: float) -> Narrow:
+    if scale == 1:
+        return Narrow(inner, outer, inner, outer)
+    return Narrow(inner, outer, inner * scale, outer * scale)
+
+
+def _cut(rows: Tensor, start: int, stop: int) -> Tensor:
+    return rows if start == 0 and stop == len(rows) else rows[start:stop]
 
 
 class _Folded(torch.autograd.Function):
@@ -171,11 +204,35 @@ class _Folded(torch.autograd.Function):
             for pair in trained:
                 a, b, update = 2 * pair, 2 * pair + 1, whole * ctx.scales[pair]
                 if wanted[a]:
-                    grads[a] = _plus(grads[a], pairs[b].t(), update)
+                    grads[a] = _plus(grads[a], pairs[b].t(), update, update.dtype)
                 if wanted[b]:
-                    grads[b] = _plus(grads[b], update, pairs[a].t())
+                    grads[b] = _plus(grads[b], update, pairs[a].t(), update.dtype)
         return None if x_grad is None else x_grad.view(ctx.shape), None, None, None, None, *grads
 
 
-def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    return torch.mm(left, right) if total is None else total.addmm_(left, right)
+def _plus(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """`total` plus the product of two matrices, which are of `dtype` or of a narrower one."""
+    if left.dtype == dtype:
+        return torch.mm(left, right) if total is None else total.addmm_(left, right)
+    if _WIDE_PRODUCTS and left.is_cuda and not torch.compiler.is_compiling():
+        product = torch.mm(left, right, out_dtype=dtype)
+    else:
+        product = torch.mm(left, right).to(dtype)
+    return product if total is None else total.add_(product)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add the product of two matrices to `total`, in place, also where a compiler would make a copy first."""
+    if torch.compiler.is_compiling():
+        torch.ops.vla_adapt.add_product(total, left, right)
+    else:
+        total.addmm_(left, right)
+
+
+_LIBRARY = torch.library.Library("vla_adapt", "FRAGMENT")
+_LIBRARY.define("add_product(Tensor(a!) total, Tensor left, Tensor right) -> ()")
+
+
+@torch.library.impl(_LIBRARY, "add_product", "CompositeExplicitAutograd")
+def _add_product_now(total: Tensor, left: Tensor, right: Tensor) -> None:
+    total.addmm_(left, right)

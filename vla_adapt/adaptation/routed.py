@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Conv2d, Linear, LoraLayer
 from torch import Tensor, nn
 
-from vla_adapt.adaptation.adapted_linear import adapted_linear
+from vla_adapt.adaptation.adapted_linear import Group, Narrow, adapted_linear, row_groups
 from vla_adapt.adaptation.adapter_name import SHARED
 from vla_adapt.adaptation.low_rank import Block, Pair, add_low_rank
 from vla_adapt.policy.row_context import RowContext
@@ -35,17 +35,46 @@ class Segment:
     first: bool = True
 
 
+class Way(NamedTuple):
+    """What the rows of one layer pass: its adapters by name, and which rows which of them."""
+
+    names: list[str]
+    segments: list[Segment]
+    blocks: list[Block]
+    groups: list[Group]
+
+
 @dataclass(frozen=True)
 class Route:
     """Which adapters each of `samples` samples passes: its robot's, then the shared one.
 
-    `reach_all`: adapters that no sample passes get a gradient of zeros instead of none.
+    `reach_all`: adapters that no sample passes get a gradient of zeros instead of none. `narrow`: layers have
+    up-to-date copies of adapters (`narrow_copies`). `masks` and `ways` are kept for layers that want the same.
     """
 
     samples: int
     segments: tuple[Segment, ...]
     reach_all: bool = False
+    narrow: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
+    ways: dict[Any, Way] = field(default_factory=dict)
+
+    def way(self, adapters: tuple[str, ...], rows: int) -> Way:
+        """Through a layer that has `adapters` and gets `rows` rows."""
+        if torch.compiler.is_compiling():  # what a trace writes down would make it worthless for the next layer
+            return self._way(adapters, rows)
+        if (adapters, rows) not in self.ways:
+            self.ways[adapters, rows] = self._way(adapters, rows)
+        return self.ways[adapters, rows]
+
+    def _way(self, adapters: tuple[str, ...], rows: int) -> Way:
+        segments = [segment for segment in self.segments if segment.name in adapters]
+        names = list(dict.fromkeys(segment.name for segment in segments))
+        each = rows // self.samples
+        blocks = [
+            Block(s.start * each, s.stop * each, names.index(s.name), s.first) for s in segments
+        ]
+        return Way(names, segments, blocks, row_groups(blocks, rows))
 
 
 class Routed(nn.Module, LoraLayer):
@@ -65,59 +94,77 @@ class Routed(nn.Module, LoraLayer):
         route: Route | None = self.rows.current
         if route is None or self.disable_adapters:
             return super().forward(x, *args, **kwargs)  # type: ignore[misc]
-        segments = [segment for segment in route.segments if segment.name in self.lora_A]
-        names = list(dict.fromkeys(segment.name for segment in segments))
-        if segments:
-            _check(self, names, route, x)
-            result = self._adapted(x, segments, names, route)
+        way = route.way(tuple(self.lora_A), self._rows_of(x))
+        if way.names:
+            _check(self, way.names, route, x)
+            result = self._adapted(x, way, route)
         else:
             result = self.base_layer(x, *args, **kwargs)
-        return _reaching(self, result, names) if route.reach_all else result
+        return _reaching(self, result, way.names) if route.reach_all else result
 
-    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
+    def _rows_of(self, x: Tensor) -> int:
+        """Along how many rows of `x` the samples of a batch lie."""
+        raise NotImplementedError
+
+    def _adapted(self, x: Tensor, way: Way, route: Route) -> Tensor:
         """What the base makes of `x`, with what each segment's adapter adds to its rows."""
         raise NotImplementedError
 
 
 class RoutedLinear(Routed, Linear):
-    """Of a linear layer: `x` is [*rows, F]."""
+    """Of a linear layer: `x` is [*rows, F].
 
-    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
-        dtype = self._dtype(names[0], x.device.type)
-        blocks = _blocks(segments, names, x.shape[:-1].numel() // route.samples)
-        pairs = [self._pair(name, dtype) for name in names]
-        if self._in_one_step(names, x, dtype):
-            return adapted_linear(x.to(dtype), self.base_layer, blocks, pairs)  # type: ignore[arg-type]
-        result = self.base_layer(x)
-        fresh = result.dtype == dtype and type(self.base_layer) is nn.Linear
+    Attributes:
+        narrow: copies of adapters in the dtype of autocast, which hold while a route says so.
+    """
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, rows: RowContext, **options: Any) -> None:
+        super().__init__(base_layer, adapter_name, rows, **options)
+        self.narrow: dict[str, Narrow] = {}
+
+    def _rows_of(self, x: Tensor) -> int:
+        return x.shape[:-1].numel()
+
+    def _adapted(self, x: Tensor, way: Way, route: Route) -> Tensor:
+        base: Any = self.base_layer
+        dtype = self._dtype(way.names[0], x.device.type)
+        if self._in_one_step(base, way.names, x, dtype):
+            if route.narrow and all(name in self.narrow for name in way.names):
+                pairs = [self._pair(name, None) for name in way.names]
+                narrow = [self.narrow[name] for name in way.names]
+                return adapted_linear(x.to(dtype), base, way.groups, pairs, narrow=narrow)
+            return adapted_linear(x.to(dtype), base, way.groups, [self._pair(n, dtype) for n in way.names])
+        result = base(x)
+        fresh = result.dtype == dtype and type(base) is nn.Linear
         added = add_low_rank(
             result if fresh else torch.zeros_like(result, dtype=dtype),
-            self.lora_dropout[names[0]](x.to(dtype)),
-            blocks,
-            pairs,
+            self.lora_dropout[way.names[0]](x.to(dtype)),
+            way.blocks,
+            [self._pair(name, dtype) for name in way.names],
             masks=route.masks,
         )
         return added if fresh else (result + added).to(result.dtype)
 
-    def _in_one_step(self, names: list[str], x: Tensor, dtype: torch.dtype) -> bool:
+    def _in_one_step(self, base: nn.Module, names: list[str], x: Tensor, dtype: torch.dtype) -> bool:
         """Whether layer and adapters are one step of autograd: in training, of a frozen plain layer."""
-        base: Any = self.base_layer
-        if not torch.is_grad_enabled() or type(base) is not nn.Linear or base.weight.requires_grad:
+        if type(base) is not nn.Linear or not torch.is_grad_enabled():
             return False
-        if base.bias is not None and base.bias.requires_grad:
+        weight, bias = base.weight, base.bias
+        if weight.dtype != dtype or weight.requires_grad or (bias is not None and bias.requires_grad):
             return False
         if self.training and getattr(self.lora_dropout[names[0]], "p", 0.0):
             return False
-        if torch.is_autocast_enabled(x.device.type):
-            return base.weight.dtype == dtype
-        return x.dtype == base.weight.dtype == dtype
+        return x.dtype == dtype or torch.is_autocast_enabled(x.device.type)
 
     def _dtype(self, name: str, device: str) -> torch.dtype:
         """What PEFT computes adapters in: their own dtype, under autocast that of autocast."""
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
         layer: Any = self.lora_A[name]
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
+        return layer.weight.dtype  # type: ignore[no-any-return]
 
-    def _pair(self, name: str, dtype: torch.dtype) -> Pair:
+    def _pair(self, name: str, dtype: torch.dtype | None) -> Pair:
+        """An adapter in `dtype`; None: as it is."""
         inner: Any = self.lora_A[name]
         outer: Any = self.lora_B[name]
         return Pair(inner.weight.to(dtype), outer.weight.to(dtype), self.scaling[name])
@@ -129,11 +176,14 @@ class RoutedConv2d(Routed, Conv2d):
     One robot's rows after the other, as a batch passes each tower's only convolution once.
     """
 
-    def _adapted(self, x: Tensor, segments: list[Segment], names: list[str], route: Route) -> Tensor:
+    def _rows_of(self, x: Tensor) -> int:
+        return x.shape[0]
+
+    def _adapted(self, x: Tensor, way: Way, route: Route) -> Tensor:
         result = self.base_layer(x)
-        dropped = self.lora_dropout[names[0]](x)
+        dropped = self.lora_dropout[way.names[0]](x)
         each = x.shape[0] // route.samples
-        for segment in segments:
+        for segment in way.segments:
             mine = slice(segment.start * each, segment.stop * each)
             inner: Any = self.lora_A[segment.name]
             added = self.lora_B[segment.name](inner(dropped[mine].to(inner.weight.dtype)))
@@ -149,10 +199,11 @@ def _check(layer: Routed, names: list[str], route: Route, x: Tensor) -> None:
         )
     if layer.merged:
         raise ValueError(f"{layer.merged_adapters} merged into the base: unmerge before routing rows")
-    odd = [name for name in names if name in layer.lora_variant or layer.lora_bias[name]]
+    variants, biases = layer.lora_variant, layer.lora_bias
+    odd = [name for name in names if name in variants or biases[name]]
     if odd:
         raise ValueError(f"adapter '{odd[0]}' is not plain LoRA (DoRA, bias, ...); serve it on its own")
-    rates = {getattr(layer.lora_dropout[name], "p", 0.0) for name in names}
+    rates = {getattr(layer.lora_dropout[name], "p", 0.0) for name in names} if len(names) > 1 else set()
     if layer.training and len(rates) > 1:
         raise ValueError(f"adapters of one batch drop out at {sorted(rates)}; give them the same dropout")
 
@@ -189,7 +240,9 @@ def routed(config: LoraConfig, rows: RowContext) -> LoraConfig:
 
 
 @contextmanager
-def route(model: nn.Module, robots: Sequence[str | None], reach_all: bool = False) -> Iterator[None]:
+def route(
+    model: nn.Module, robots: Sequence[str | None], reach_all: bool = False, narrow: bool = False
+) -> Iterator[None]:
     """Inside, each sample of a batch passes the adapter of its own robot, and the shared one if there is one.
 
     Holds for every forward pass inside, and for what checkpointed layers recompute of it in backward passes,
@@ -201,6 +254,7 @@ def route(model: nn.Module, robots: Sequence[str | None], reach_all: bool = Fals
             several rows per sample (tokens, cameras), as long as a sample's rows are together.
         reach_all: adapters that no sample passes get a gradient of zeros, else none (None). For shards of
             which all processes must have the same gradients, whichever robots each of them sees.
+        narrow: layers may use their copies of adapters, which were brought up to date just now.
 
     Raises:
         ValueError: no samples, a robot's samples not together, or a robot without an adapter.
@@ -223,7 +277,7 @@ def route(model: nn.Module, robots: Sequence[str | None], reach_all: bool = Fals
     if rows is None:
         yield
         return
-    with rows.using(Route(len(robots), tuple(_segments(runs)), reach_all)):
+    with rows.using(Route(len(robots), tuple(_segments(runs)), reach_all, narrow)):
         yield
 
 
@@ -254,10 +308,3 @@ def _find(model: nn.Module, names: set[str]) -> tuple[RowContext | None, set[str
             if names <= known:
                 break
     return rows, known
-
-
-def _blocks(segments: list[Segment], names: list[str], rows_per_sample: int) -> list[Block]:
-    return [
-        Block(s.start * rows_per_sample, s.stop * rows_per_sample, names.index(s.name), s.first)
-        for s in segments
-    ]

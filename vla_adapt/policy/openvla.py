@@ -210,13 +210,15 @@ class OpenVLA(nn.Module):
         """`lm_head` of the language model."""
         return self.language_model.get_output_embeddings()
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations of all three transformers in the backward pass, with `rows` as they were."""
-        for part in (
-            self.vision_backbone.featurizer,
-            self.vision_backbone.fused_featurizer,
-            self.language_model,
-        ):
+    def gradient_checkpointing_enable(self, towers_only: bool = False) -> None:
+        """Recompute activations of all three transformers in the backward pass, with `rows` as they were.
+
+        Args:
+            towers_only: not those of the language model. In OpenVLA-7B the towers do a twelfth of the
+                arithmetic and hold a fourth of the activations.
+        """
+        towers = self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer
+        for part in towers if towers_only else (*towers, self.language_model):
             enable = getattr(part, "activation_checkpointing_enable", part.gradient_checkpointing_enable)
             enable({"use_reentrant": False, "context_fn": self.rows.at_checkpoint})
 

@@ -152,16 +152,25 @@ def _compile_of_many_robots(recipe: Recipe) -> str | None:
     )
 
 
+def _budget_of_no_compiler(recipe: Recipe) -> str | None:
+    if recipe.train.activation_budget == 1 or recipe.train.compile:
+        return None
+    return (
+        "train.activation_budget is for compiled blocks; set train.compile=true, or take train.checkpointing "
+        "and train.activation_budget=1"
+    )
+
+
 def _compile_of_what_is_not_plain(recipe: Recipe) -> str | None:
     train = recipe.train
     if not train.compile:
         return None
     if isinstance(recipe.adaptation, QLora):
         return "train.compile: 4-bit layers were never tried compiled; set train.compile=false"
-    if train.checkpointing:
+    if train.checkpointing is True:
         return (
             "train.compile: after the wait, blocks that compute their activations again run plainly all the "
-            "same (seen with PyTorch 2.13); set train.checkpointing or train.compile to false"
+            "same (seen with PyTorch 2.13); set train.checkpointing to towers or false, or train.compile to false"
         )
     if train.deterministic:
         return (
@@ -190,6 +199,7 @@ RULES: tuple[Rule, ...] = (
     _paged_without_gpu,
     _compile_of_many_robots,
     _compile_of_what_is_not_plain,
+    _budget_of_no_compiler,
     _nothing_to_train,
     _stage_of_nothing,
     _stage_never_reached,

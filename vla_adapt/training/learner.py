@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from vla_adapt.adaptation.adapter_name import SHARED, adapter_of
+from vla_adapt.adaptation.narrow_copies import NarrowCopies
 from vla_adapt.adaptation.routed import route
 from vla_adapt.invariance.instruction_groups import instruction_ids
 from vla_adapt.invariance.objective import InvarianceObjective
@@ -52,6 +53,7 @@ class Learner(nn.Module):
         self.invariance = invariance
         self.balance = balance
         self.reach_all = False  # see `routed.route`
+        self._narrow: NarrowCopies | None = None
 
     def forward(self, batch: PolicyBatch, progress: float = 0.0) -> dict[str, Tensor]:
         """Total loss under "loss"; detached, by row of the batch, "loss_per_sample" [B], "prediction"
@@ -93,9 +95,15 @@ class Learner(nn.Module):
     def _look(self, batch: PolicyBatch, questions: list[Question]) -> list[Seen]:
         """What each robot's head gets to see, of one pass over all rows."""
         question = join(questions, self.model.config.pad_token_id)
-        with route(self.model, batch.robots, self.reach_all) if self.adapted else nullcontext():
+        with self._route(batch.robots) if self.adapted else nullcontext():
             seen = look(self.model, batch, question)
         return [seen.rows(rows) for _, rows in batch.segments()]
+
+    def _route(self, robots: list[str]) -> AbstractContextManager[None]:
+        if self._narrow is None:
+            self._narrow = NarrowCopies(self.model)
+        narrow = torch.is_grad_enabled() and self._narrow.refresh()
+        return route(self.model, robots, self.reach_all, narrow)
 
     def _helper_loss(self, batch: PolicyBatch, answers: list[HeadOutput]) -> Tensor:
         assert self.auxiliary is not None

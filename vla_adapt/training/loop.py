@@ -24,8 +24,8 @@ from vla_adapt.evaluation.drawn_episodes import PREDICTIONS
 from vla_adapt.evaluation.open_loop import OpenLoopResult, open_loop
 from vla_adapt.policy.batch import BatchBuilder, PolicyBatch
 from vla_adapt.recipe import Recipe
-from vla_adapt.training.compiled import compiled_blocks
 from vla_adapt.training.determinism import deterministic
+from vla_adapt.training.faster_steps import faster_steps
 from vla_adapt.training.finished_run import SUMMARY, is_finished
 from vla_adapt.training.frozen_features import use_features
 from vla_adapt.training.launch import launched_way, start_accelerator
@@ -155,7 +155,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     wrapped.train()
     step = point.step
     with ExitStack() as opened:
-        opened.enter_context(compiled_blocks(learner.model, recipe.train.compile))
+        opened.enter_context(faster_steps(learner.model, recipe.train, run.ranks.world))
         trackers = opened.enter_context(_trackers(run, recipe, point.step))
         log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)
@@ -226,9 +226,11 @@ def _add_up_gradients(
         with spread.passing(not following):
             with accelerator.autocast():
                 output = wrapped(batch, done / run.steps)
-            _check_finite(output, ids, batch.robots, done)
+            if run.ranks.world > 1:  # before a bad gradient goes to the others
+                _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
-        data.look_ahead(following[0][0] if following else None)  # before the log waits for the backward pass
+        data.look_ahead(following[0][0] if following else None)  # before anything waits for the backward pass
+        _check_finite(output, ids, batch.robots, done)
         log.add(output, loaded)
     return {robot for batch, _ in micro_batches for robot in batch.robots}
 

@@ -87,6 +87,8 @@ def _single_changes(recipe: Recipe, plan: Plan) -> Iterator[tuple[str, Recipe]]:
     if plan.samples > 1:
         yield _set(recipe, {"train.accumulate": train.accumulate * _more_passes(plan.samples)})
     if not train.checkpointing:
+        yield _set(recipe, {"train.checkpointing": "towers"})
+    if train.checkpointing is not True:
         yield _set(recipe, {"train.checkpointing": True})
     if train.precision == "fp32":
         yield _set(recipe, {"train.precision": "bf16"})

@@ -48,7 +48,7 @@ def memory_advice(error: torch.OutOfMemoryError, recipe: Recipe, world: int) -> 
             f"train.accumulate={train.accumulate * passes} takes {samples // passes} at once, to the same end"
         )
     ways.append(f"more processes than {world} share the batch")
-    if not train.checkpointing and why_uncached(recipe) is not None:
+    if train.checkpointing is not True and why_uncached(recipe) is not None:
         ways.append("train.checkpointing=true keeps few activations, to the same end, in more time")
     if train.precision == "fp32":
         ways.append("train.precision=bf16 halves weights and activations")

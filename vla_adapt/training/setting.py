@@ -140,7 +140,7 @@ def make_learner(
     for head in heads.values():
         head.requires_grad_(recipe.adaptation.trains_heads)
     if recipe.train.checkpointing:
-        model.gradient_checkpointing_enable()
+        model.gradient_checkpointing_enable(towers_only=recipe.train.checkpointing == "towers")
     invariance = _invariance(recipe, model, robots)
     auxiliary = _auxiliary(recipe, model, datasets)
     balance = make_balance(recipe.train.balance, robots, shares)

@@ -5,8 +5,8 @@ of seven tokens. "baseline" is that script's step: Hugging Face forward with lab
 positions, an attention mask for padding), PEFT's own layers, plain AdamW, accuracy and L1 from the logits.
 "ours" is the step of `training.loop` on the same weights, adapters and batch; losses and gradients of both
 are compared. Each saving is switched off alone. Beside them: the towers' last blocks, which the original
-runs for nothing; our parallel head with eight steps; checkpointing; with --compile (on a GPU always)
-compiled blocks. Loading is left out.
+runs for nothing; our parallel head with eight steps; checkpointing; with --compile compiled blocks. On a GPU
+also compiled blocks with the towers replayed (`train.compile`, `train.cuda_graphs`). Loading is left out.
 
 Steps take turns; numbers are medians, on a CPU of processor time. Peak memory is of a process of its own
 per variant, over what it had before the model; on a GPU PyTorch's. MFU is the arithmetic that a step cannot
@@ -30,7 +30,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import torch._dynamo
 from compared_steps import RANK, SLOTS, Bench, Size, batch_of, sizes
 from step_clocks import Peak, clock, resident
 from step_savings import LESS, NAMES, QUICK, checkpointing, difference, variants
@@ -45,6 +46,7 @@ from steps_in_ranks import in_ranks, measure_rank, show_ranks
 
 from vla_adapt.training.compiled import compiled_blocks
 from vla_adapt.training.flop_count import StepSizes, step_flops
+from vla_adapt.training.replayed_towers import ReplayedTowers
 
 RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
@@ -59,11 +61,15 @@ def measure(size: Size, device: str, names: Sequence[str], compiled: bool) -> di
     memory: dict[str, float] = {}
     for turn in range(size.turns + 1):
         rates.append(peak.rate())
-        for name, (step, around) in steps.items():
+        for name, (step, around) in list(steps.items()):
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             with around():
-                taken = clock(device, step)
+                taken = fitting(bench, step)
+            if taken is None:
+                print(f"{name}: out of memory at batch {size.samples}")
+                del steps[name], seconds[name]
+                continue
             if turn:  # the first turn warms up, and compiles
                 seconds[name].append(taken)
             if device == "cuda":
@@ -85,6 +91,39 @@ def measure(size: Size, device: str, names: Sequence[str], compiled: bool) -> di
     }  # fmt: skip
 
 
+def fitting(bench: Bench, step: Callable[[], Any]) -> float | None:
+    """Seconds of a step, or None if a GPU's memory ends."""
+    try:
+        return clock(bench.device, step)
+    except torch.cuda.OutOfMemoryError:
+        pass  # what it made goes with the error
+    bench.model.zero_grad(set_to_none=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def compiled_run(size: Size, activation_budget: float) -> dict[str, Any]:
+    """On a GPU: the step of a run of one process with `train.compile`, with nothing else beside it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch._dynamo.reset()
+    bench = Bench(size, "cuda")
+    compiled = compiled_blocks(bench.model, activation_budget=activation_budget)
+    with compiled, ReplayedTowers(bench.model).used():
+        first = clock("cuda", bench.ours)
+        bench.ours()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        taken = median(clock("cuda", bench.ours) for _ in range(7))
+    # Of what the driver gave: what a recording reuses is not "allocated".
+    memory = torch.cuda.max_memory_reserved() / 1e6
+    return {
+        "activation_budget": activation_budget, "first_s": first, "seconds": taken,
+        "samples_per_s": size.samples / taken, "peak_memory_mb": memory,
+    }  # fmt: skip
+
+
 def work_of(bench: Bench) -> dict[str, StepSizes]:
     """What the steps compute: ours, and the baseline, which has one more position and all logits."""
     samples, text = bench.batches["tokens"].input_ids.shape
@@ -100,20 +139,19 @@ def growing_batches(size: Size) -> list[dict[str, Any]]:
     """On a GPU: batches of 1 to 64, with and without checkpointing, until memory ends."""
     rows = []
     bench = Bench(size, "cuda", 1)
-    for around in (nullcontext, partial(checkpointing, bench.model)):
+    ways = {"none": nullcontext, "towers": partial(checkpointing, bench.model, towers_only=True)}
+    ways["all"] = partial(checkpointing, bench.model)
+    for name, around in ways.items():
         for samples in (1, 2, 4, 8, 16, 32, 64):
             bench.batches["tokens"] = batch_of(bench.model, samples, 1).to("cuda")
-            row = {"samples": samples, "checkpointing": around is not nullcontext}
-            try:
-                with around():
-                    bench.ours()
-                    torch.cuda.reset_peak_memory_stats()
-                    taken = median(clock("cuda", bench.ours) for _ in range(3))
-            except torch.cuda.OutOfMemoryError:
-                rows.append({**row, "samples_per_s": None})
-                bench.model.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                break
+            row = {"samples": samples, "checkpointing": name}
+            torch.cuda.empty_cache()
+            with around():
+                if fitting(bench, bench.ours) is None:
+                    rows.append({**row, "samples_per_s": None})
+                    break
+                torch.cuda.reset_peak_memory_stats()
+                taken = median(clock("cuda", bench.ours) for _ in range(2))
             peak = torch.cuda.max_memory_allocated() / 1e6
             rows.append({**row, "samples_per_s": samples / taken, "peak_memory_mb": peak})
     return rows
@@ -123,19 +161,15 @@ def smallest_memory(size: Size, rows: list[dict[str, Any]]) -> float:
     """Megabytes of a GPU that a batch of one needs with checkpointing, found by giving it less and less."""
     bench = Bench(size, "cuda", 1)
     total = torch.cuda.get_device_properties(0).total_memory / 1e6
-    low = next(row["peak_memory_mb"] for row in rows if row["samples"] == 1 and row["checkpointing"])
+    low = next(row["peak_memory_mb"] for row in rows if row["samples"] == 1 and row["checkpointing"] == "all")
     high = min(1.25 * low, total)
     for _ in range(6):
         tried = (low + high) / 2
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(tried / total)
-        try:
-            with checkpointing(bench.model):
-                bench.ours()
-            high = tried
-        except torch.cuda.OutOfMemoryError:
-            low = tried
-            bench.model.zero_grad(set_to_none=True)
+        with checkpointing(bench.model):
+            fits = fitting(bench, bench.ours) is not None
+        low, high = (low, tried) if fits else (tried, high)
     return high
 
 
@@ -194,7 +228,7 @@ def compare(device: str, quick: bool, compiled: bool) -> dict[str, Any]:
     every, rows = sizes(device, quick), []
     for number, size in enumerate(every):
         names = QUICK if quick else NAMES
-        row = measure(size, device, names, compiled or (device == "cuda" and not quick))
+        row = measure(size, device, names, compiled and device == "cpu")
         if device == "cpu" and number == 0:
             few = [name for name in names if not quick or name in ("baseline", "ours")]
             row["peak_memory_mb"] = {name: peak_memory_elsewhere(size, name) for name in few}
@@ -208,15 +242,32 @@ def compare(device: str, quick: bool, compiled: bool) -> dict[str, Any]:
         "models": rows,
     }
     if device == "cuda" and not quick:
-        report["batches"] = growing_batches(every[0])
-        alone = [row for row in report["batches"] if row["samples"] == 16 and not row["checkpointing"]]
-        # There no other AdamW lies beside it.
-        report["peak_memory_mb"] = alone[0].get("peak_memory_mb") if alone else None
-        gc.collect()
-        torch.cuda.empty_cache()
-        report["smallest_memory_mb"] = smallest_memory(every[0], report["batches"])
-        print(json.dumps({key: report[key] for key in ("batches", "smallest_memory_mb")}, indent=1))
+        report |= on_a_gpu(every[0], rows[0])
     return report
+
+
+def on_a_gpu(size: Size, row: dict[str, Any]) -> dict[str, Any]:
+    """What is measured with one model at a time, shown as it comes; `row` was measured before."""
+    found: dict[str, Any] = {"compiled": []}
+    for budget in (1.0, 0.7):
+        run = compiled_run(size, budget)
+        run["speedup"] = row["seconds"]["baseline"] / run["seconds"]
+        run["mfu"] = row["flops"]["ours"] / run["seconds"] / row["peak_flops_per_s"]
+        found["compiled"].append(run)
+        print("compiled, towers replayed: " + ", ".join(f"{key} {value:.4g}" for key, value in run.items()))
+    gc.collect()
+    torch.cuda.empty_cache()
+    found["batches"] = growing_batches(size)
+    print(f"{'checkpointing':>14s}{'samples':>9s}{'samples/s':>11s}{'peak MB':>9s}")
+    for each in found["batches"]:
+        rate, memory = each["samples_per_s"], each.get("peak_memory_mb")
+        said = "  out of memory" if rate is None else f"{rate:11.1f}{memory:9.0f}"
+        print(f"{each['checkpointing']:>14s}{each['samples']:9d}{said}")
+    gc.collect()
+    torch.cuda.empty_cache()
+    found["smallest_memory_mb"] = smallest_memory(size, found["batches"])
+    print(f"smallest memory for one sample: {found['smallest_memory_mb']:.0f} MB")
+    return found
 
 
 def show(row: dict[str, Any]) -> None:

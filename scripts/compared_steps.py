@@ -53,7 +53,7 @@ class Size:
 def sizes(device: str, quick: bool) -> list[Size]:
     """What is measured; the first gives the headline numbers."""
     if device == "cuda":
-        return [Size("7B", 16, 2 if quick else 5)]
+        return [Size("7B", 16, 2 if quick else 3)]
     wide = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 4, "num_attention_heads": 12}
     wide |= {"num_key_value_heads": 12, "vocab_size": 8064}
     tower = {"width": 384, "depth": 4, "heads": 6, "mlp_width": 1536}

@@ -61,11 +61,15 @@ class TrainConfig(BaseModel):
     )
     checkpointing: bool | Literal["towers"] = Field(
         default=False,
-        description="keep few activations and compute the others again, of all or of the vision towers alone: "
-        "less memory, more time",
+        description="keep few activations and compute the others again, of all or of the towers alone: less "
+        "memory, more time",
     )
     compile: bool = Field(
         default=False, description="torch.compile of all blocks: faster steps after minutes of waiting"
+    )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="replay the vision towers' kernels from a recording: a GPU waits less for Python",
     )
     activation_budget: float = Field(
         default=1.0, gt=0, le=1,
@@ -107,7 +111,7 @@ class EvaluationConfig(BaseModel):
 # Keys of `train` that change no sample and, but for rounding (`accumulate`, as the process count), no update.
 _NO_UPDATE = {
     "workers", "log_every", "save_every", "log_samples", "accumulate", "checkpointing", "compile", "keep",
-    "activation_budget",
+    "activation_budget", "cuda_graphs",
     "deterministic", "patience_s", "trackers", "project",
 }  # fmt: skip
 

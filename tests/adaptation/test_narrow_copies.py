@@ -1,4 +1,4 @@
-"""Copies of adapters in the dtype of autocast: the passes that use them are those that convert layer by layer."""
+"""Copies of adapters in the dtype of autocast: passes with them are those that convert layer by layer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gradients(model: OpenVLA, narrow: bool) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("alpha", [8, 3])
 def test_they_change_nothing_but_the_dtype_in_which_gradients_are_summed(alpha: int):
-    """The shared adapter's come of two groups of rows: summed in 16 bits without the copies, in 32 with them."""
+    """The shared adapter's come of two groups of rows: summed in 16 bits without copies, in 32 with them."""
     model = make_model(alpha)
     hidden, wanted = gradients(model, narrow=False)
     with torch.autocast("cpu", torch.bfloat16):

@@ -121,6 +121,35 @@ def test_refusals(make_recipe: MakeRecipe, changes: dict[str, Any], message: str
         prepare(recipe)
 
 
+GRAPHS = {"cuda_graphs": True, "precision": "bf16"}
+ONE_ROBOT = [{"path": "a", "embodiment": "ur5e"}]
+TWO_ROBOTS = [*ONE_ROBOT, {"path": "b", "embodiment": "franka_panda"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"adaptation": {"kind": "full"}}, "adaptation 'full' was never tried"),
+        ({"mixture": TWO_ROBOTS}, "rows of each robot differ"),
+        ({"train": GRAPHS | {"precision": "fp32"}}, "it takes adapters in bf16"),
+        ({"adaptation": {"kind": "lora", "dropout": 0.1}}, "adapters with dropout"),
+        ({"train": GRAPHS | {"accumulate": 2}}, "its gradients cannot be added up"),
+        ({"train": GRAPHS | {"checkpointing": "towers"}}, "it keeps all activations"),
+    ],
+)
+def test_graphs_are_for_passes_that_are_alike(
+    make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], reason: str
+):
+    plain_recipe = {"mixture": ONE_ROBOT, "train": GRAPHS}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_compatible(make_recipe("r", **plain_recipe))
+    with pytest.raises(ValueError, match=f"train.cuda_graphs: {reason}"):
+        check_compatible(make_recipe("r", **(plain_recipe | changes)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"train.cuda_graphs: torch sees no GPU"):
+        check_compatible(make_recipe("r", **plain_recipe))
+
+
 def test_all_reasons_are_given_at_once(make_recipe: MakeRecipe):
     both = make_recipe("r", adaptation=STAGED, train={"steps": 1}, warm_start={"ur5e": "x"})
     with pytest.raises(ValueError, match=r"a stage begins at step 2.*; warm_start: "):

@@ -66,6 +66,13 @@ def test_savings_that_were_never_tried_with_shards(
         check_way(recipe, FSDP2)
 
 
+def test_recordings_are_of_one_process(make_recipe: MakeRecipe, tmp_path: Path):
+    recipe = make_recipe(str(tmp_path), train={"cuda_graphs": True})
+    check_way(recipe, ONE)
+    with pytest.raises(ValueError, match=r"train.cuda_graphs was never tried with several processes"):
+        check_way(recipe, DDP)
+
+
 def test_a_launch_that_cannot_train_a_recipe_ends_before_it_starts(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

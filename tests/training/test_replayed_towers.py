@@ -1,4 +1,4 @@
-"""A recording of the towers is replayed where it fits, and nowhere else; on a GPU it gives the same gradients."""
+"""A recording of the towers is replayed where it fits and nowhere else; on a GPU with the same gradients."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from vla_adapt.policy.openvla import OpenVLA
 
 
 class QLora(Lora):
-    """As `lora`, with all linear layers of the base but its output layer in 4-bit NormalFloat (bitsandbytes).
+    """As `lora`, with the base's linear layers but its output layer in 4-bit NormalFloat (bitsandbytes).
 
     Block constants are quantized too. Numbers are computed in the base's type (`train.precision`).
     """
@@ -46,13 +46,25 @@ def check_bitsandbytes(what: str, instead: str) -> None:
         )
 
 
+def is_quantizable(name: str, layer: nn.Module) -> bool:
+    """Whether `quantize` replaces the layer called `name`: linear, not `lm_head`, of ordinary widths.
+
+    bitsandbytes 0.50 on a GPU (H100) ends in "misaligned address" for 16-bit rows that are not a multiple of
+    16 bytes long; the tiny base has such a layer, OpenVLA-7B none.
+    """
+    if type(layer) is not nn.Linear or "lora_" in name or "lm_head" in name:
+        return False
+    return layer.in_features % 8 == layer.out_features % 8 == 0
+
+
 def quantize(model: OpenVLA) -> None:
-    """Replace every linear layer but `lm_head` by one that holds its weight in nf4."""
+    """Replace linear layers (`is_quantizable`) by ones that hold their weight in nf4."""
     import bitsandbytes  # pyright: ignore[reportMissingImports]
 
     for name, linear in list(model.named_modules()):
-        if type(linear) is not nn.Linear or name == "language_model.lm_head":
+        if not is_quantizable(name, linear):
             continue
+        assert isinstance(linear, nn.Linear)
         layer = bitsandbytes.nn.Linear4bit(
             linear.in_features, linear.out_features, bias=linear.bias is not None,
             compute_dtype=model.dtype, quant_type="nf4", compress_statistics=True, device="meta",

@@ -49,7 +49,8 @@ class Route:
     """Which adapters each of `samples` samples passes: its robot's, then the shared one.
 
     `reach_all`: adapters that no sample passes get a gradient of zeros instead of none. `narrow`: layers have
-    up-to-date copies of adapters (`narrow_copies`). `masks` and `ways` are kept for layers that want the same.
+    up-to-date copies of adapters (`narrow_copies`). `masks` and `ways` are kept for layers that want the
+    same.
     """
 
     samples: int
@@ -61,7 +62,7 @@ class Route:
 
     def way(self, adapters: tuple[str, ...], rows: int) -> Way:
         """Through a layer that has `adapters` and gets `rows` rows."""
-        if torch.compiler.is_compiling():  # what a trace writes down would make it worthless for the next layer
+        if torch.compiler.is_compiling():  # what a trace keeps makes it worthless for the next layer
             return self._way(adapters, rows)
         if (adapters, rows) not in self.ways:
             self.ways[adapters, rows] = self._way(adapters, rows)
@@ -71,9 +72,7 @@ class Route:
         segments = [segment for segment in self.segments if segment.name in adapters]
         names = list(dict.fromkeys(segment.name for segment in segments))
         each = rows // self.samples
-        blocks = [
-            Block(s.start * each, s.stop * each, names.index(s.name), s.first) for s in segments
-        ]
+        blocks = [Block(s.start * each, s.stop * each, names.index(s.name), s.first) for s in segments]
         return Way(names, segments, blocks, row_groups(blocks, rows))
 
 

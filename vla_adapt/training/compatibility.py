@@ -142,9 +142,26 @@ def _paged_without_gpu(recipe: Recipe) -> str | None:
     )
 
 
+def _graphs_without_a_use(recipe: Recipe) -> str | None:
+    """Only passes that are alike are replayed; gradients lie where the next pass of a recording writes."""
+    train = recipe.train
+    if not train.cuda_graphs:
+        return None
+    reasons = {
+        "torch sees no GPU": not torch.cuda.is_available(),
+        f"adaptation '{recipe.adaptation.kind}' was never tried": type(recipe.adaptation) is not Lora,
+        "rows of each robot differ from batch to batch": _several_robots(recipe),
+        "it takes adapters in bf16 (train.precision)": train.precision != "bf16",
+        "adapters with dropout are not recorded": bool(getattr(recipe.adaptation, "dropout", 0.0)),
+        "its gradients cannot be added up (train.accumulate)": train.accumulate > 1,
+        "it keeps all activations of the towers (train.checkpointing)": bool(train.checkpointing),
+    }
+    reason = next((reason for reason, holds in reasons.items() if holds), None)
+    return None if reason is None else f"train.cuda_graphs: {reason}; set train.cuda_graphs=false"
+
+
 def _compile_of_many_robots(recipe: Recipe) -> str | None:
-    names = {source.embodiment for source in recipe.mixture_spec.sources}
-    if not recipe.train.compile or not recipe.adaptation.adapts or len(names) < 2:
+    if not recipe.train.compile or not recipe.adaptation.adapts or not _several_robots(recipe):
         return None
     return (
         "train.compile: rows of each robot differ from batch to batch, and every other split would be "
@@ -170,7 +187,7 @@ def _compile_of_what_is_not_plain(recipe: Recipe) -> str | None:
     if train.checkpointing is True:
         return (
             "train.compile: after the wait, blocks that compute their activations again run plainly all the "
-            "same (seen with PyTorch 2.13); set train.checkpointing to towers or false, or train.compile to false"
+            "same (seen with PyTorch 2.13); take train.checkpointing=towers or false, or no train.compile"
         )
     if train.deterministic:
         return (
@@ -197,6 +214,7 @@ def _options_of_training_without_training(recipe: Recipe) -> str | None:
 
 RULES: tuple[Rule, ...] = (
     _paged_without_gpu,
+    _graphs_without_a_use,
     _compile_of_many_robots,
     _compile_of_what_is_not_plain,
     _budget_of_no_compiler,
@@ -208,6 +226,10 @@ RULES: tuple[Rule, ...] = (
     _invariance_without_effect,
     _options_of_training_without_training,
 )
+
+
+def _several_robots(recipe: Recipe) -> bool:
+    return len({source.embodiment for source in recipe.mixture_spec.sources}) > 1
 
 
 def _robots_share_nothing(recipe: Recipe) -> bool:

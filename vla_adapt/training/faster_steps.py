@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from vla_adapt.policy.openvla import OpenVLA
 from vla_adapt.recipe import TrainConfig
@@ -12,15 +12,10 @@ from vla_adapt.training.replayed_towers import ReplayedTowers
 
 
 @contextmanager
-def faster_steps(model: OpenVLA, train: TrainConfig, processes: int) -> Iterator[None]:
-    """Inside, with `train.compile`, blocks run compiled, and towers on a GPU from a recording.
-
-    Not the latter where gradients add up over passes or meet those of other processes: those of a recording
-    lie where its next pass writes.
-    """
-    with compiled_blocks(model, train.compile, activation_budget=train.activation_budget):
-        if train.compile and not train.checkpointing and processes == train.accumulate == 1:
-            with ReplayedTowers(model).used():
-                yield
-        else:
-            yield
+def faster_steps(model: OpenVLA, train: TrainConfig) -> Iterator[None]:
+    """Inside, blocks run compiled and the towers from a recording, if `train` says so."""
+    with ExitStack() as opened:
+        opened.enter_context(compiled_blocks(model, train.compile, activation_budget=train.activation_budget))
+        if train.cuda_graphs:
+            opened.enter_context(ReplayedTowers(model).used())
+        yield

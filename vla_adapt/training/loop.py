@@ -155,7 +155,7 @@ def _run_steps(run: Run, setting: Setting) -> None:
     wrapped.train()
     step = point.step
     with ExitStack() as opened:
-        opened.enter_context(faster_steps(learner.model, recipe.train, run.ranks.world))
+        opened.enter_context(faster_steps(learner.model, recipe.train))
         trackers = opened.enter_context(_trackers(run, recipe, point.step))
         log = opened.enter_context(RunLog(accelerator, setting, run.folder, trackers, point.step, point.sums))
         samples = _sample_log(accelerator, recipe, run.folder, point.step)

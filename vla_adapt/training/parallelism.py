@@ -77,6 +77,8 @@ def check_way(recipe: Recipe, way: Way) -> None:
         reason = _KEPT_FEATURES
     if reason is None and way == FSDP2:
         reason = _untried_in_shards(recipe)
+    if reason is None and way != ONE and recipe.train.cuda_graphs:
+        reason = "train.cuda_graphs was never tried with several processes; set train.cuda_graphs=false"
     if reason is not None:
         raise ValueError(f"adaptation '{recipe.adaptation.kind}' on {way}: {reason}")
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_adapt.adaptation.method import Lora, QLora
+from vla_adapt.adaptation.quantized import is_quantizable
 from vla_adapt.policy.batch import PolicyBatch
 from vla_adapt.policy.configuration import OpenVLAConfig
 from vla_adapt.policy.heads import ActionHead
@@ -271,9 +272,8 @@ def _in_32_bits(recipe: Recipe) -> OptimizerConfig:
 
 def _saved_by_quantizing(model: OpenVLA) -> int:
     """Bytes by which nf4 with quantized block constants is smaller, in the layers that `qlora` quantizes."""
-    names = ("lora_", "lm_head")
-    linear = [m for n, m in model.named_modules() if type(m) is nn.Linear and not any(x in n for x in names)]
-    return sum(int(m.weight.numel() * (m.weight.itemsize - NF4_BYTES)) for m in linear)
+    weights: list[Any] = [m.weight for name, m in model.named_modules() if is_quantizable(name, m)]
+    return sum(int(weight.numel() * (weight.itemsize - NF4_BYTES)) for weight in weights)
 
 
 def _adapter_bytes(recipe: Recipe, learner: Learner) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """The vision towers' kernels, recorded once as CUDA graphs and replayed in every training step.
 
 Of OpenVLA-7B the towers do a twelfth of the arithmetic with more than half of the kernels: a GPU runs them
-faster than Python can ask for them one by one. Their shapes do not depend on the text, so one recording serves
-all steps; the language model, whose kernels are large, runs as ever.
+faster than Python can ask for them one by one. Their shapes do not depend on the text, so one recording
+serves all steps; the language model, whose kernels are large, runs as ever.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class _Projection(nn.Module):
 def _record(module: nn.Module, arguments: tuple[Tensor, ...]) -> Any:
     device = arguments[0].device.type
     dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, dtype, cache_enabled=False):  # what is cached once would not be computed again
+    with torch.autocast(device, dtype, cache_enabled=False):  # a cached copy would not be made anew
+        quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+        if quiet is not None:  # the recorder warms up on a stream of its own
+            quiet(False)
         return torch.cuda.make_graphed_callables(module, arguments, allow_unused_input=True)
 
 

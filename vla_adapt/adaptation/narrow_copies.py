@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vla_adapt.adaptation.adapted_linear import Narrow
 from vla_adapt.adaptation.routed import RoutedLinear
@@ -39,7 +40,7 @@ class NarrowCopies:
             shards, which exist as a whole only while their layer runs.
         """
         sources = [side.weight for side in self._sides]
-        if not sources or any(type(weight) is not nn.Parameter for weight in sources):
+        if not sources or any(isinstance(weight, DTensor) for weight in sources):
             return False
         device = sources[0].device
         if not torch.is_autocast_enabled(device.type):

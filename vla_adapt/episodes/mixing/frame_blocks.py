@@ -29,14 +29,20 @@ class Block:
         number: of the block in its pool.
         memory: all of it; whatever is made from it keeps the block from being taken again.
         used: bytes filled, or not to be.
+        frames: where each decoded frame starts, and the frame, in order.
     """
 
     def __init__(self, number: int, memory: memoryview):
         self.number, self.memory, self.used = number, memory, FIRST
+        self.frames: list[tuple[int, np.ndarray]] = []
 
     def room(self) -> memoryview:
         """What is not filled yet."""
         return self.memory[self.used :]
+
+    def keep(self, frame: np.ndarray) -> None:
+        """Count the room as filled by `frame`, which was decoded to its start."""
+        self.frames.append((self.fill(frame.nbytes), frame))
 
     def fill(self, size: int) -> int:
         """Count the first `size` bytes of the room as filled; where they start."""

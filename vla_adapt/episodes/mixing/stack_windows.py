@@ -56,22 +56,26 @@ def _numbers(values: list[Any]) -> torch.Tensor:
 
 def stack_images(frames: list[np.ndarray]) -> torch.Tensor | list[torch.Tensor]:
     """uint8 [B, h, w, 3], not copied where they lie evenly in this thread's block; a list if sizes differ."""
-    tensors = [torch.from_numpy(frame) for frame in frames]
     if len({frame.shape for frame in frames}) > 1:
-        return tensors
-    together = _in_block(tensors)
-    return torch.stack(tensors) if together is None else together
+        return [torch.from_numpy(frame) for frame in frames]
+    together = _in_block(frames)
+    return torch.stack([torch.from_numpy(frame) for frame in frames]) if together is None else together
 
 
-def _in_block(frames: list[torch.Tensor]) -> torch.Tensor | None:
-    """A view of frames that lie at equal distances in this thread's block of frame memory; else None."""
+def _in_block(frames: list[np.ndarray]) -> torch.Tensor | None:
+    """A view of frames of one shape that lie one after the other in this thread's block; else None."""
     block, first = current_block(), frames[0]
-    if block is None or not all(map(torch.Tensor.is_contiguous, frames)):
+    if block is None:
+        return None
+    begin = next((n for n, (_, frame) in enumerate(block.frames) if frame is first), None)
+    if begin is None:
+        return None
+    placed = block.frames[begin : begin + len(frames)]
+    starts = [start for start, _ in placed]
+    apart = starts[1] - starts[0] if len(starts) > 1 else first.nbytes
+    if starts != list(range(starts[0], starts[0] + len(frames) * apart, apart)):
+        return None
+    if any(mine is not frame for (_, mine), frame in zip(placed, frames, strict=True)):
         return None
     memory = torch.frombuffer(block.memory, dtype=torch.uint8)
-    start, places = memory.data_ptr(), [frame.data_ptr() for frame in frames]
-    apart = places[1] - places[0] if len(places) > 1 else first.nbytes
-    even = apart >= first.nbytes and places == list(range(places[0], places[-1] + 1, apart))
-    if not even or not start <= places[0] <= places[-1] <= start + memory.nbytes - first.nbytes:
-        return None
-    return memory.as_strided((len(frames), *first.shape), (apart, *first.stride()), places[0] - start)
+    return memory.as_strided((len(frames), *first.shape), (apart, *first.strides), starts[0])

@@ -82,7 +82,7 @@ def _pixels(data: bytes, color: str, **scale: Any) -> np.ndarray:
         except ValueError:  # no room, or damaged: the call below says so
             pass
         else:
-            block.fill(pixels.nbytes)
+            block.keep(pixels)
             return pixels
     return simplejpeg.decode_jpeg(data, color, fastdct=True, fastupsample=False, **scale)
 

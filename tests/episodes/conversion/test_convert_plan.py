@@ -100,6 +100,31 @@ def test_filter_keys_that_overlap_and_64_bit_floats(tmp_path: Path) -> None:
     assert again["actions"] == columns["actions"]
 
 
+def test_fields_that_some_episodes_lack_are_told(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "lift.hdf5", "w") as file:
+        for number in range(2):
+            file[f"data/demo_{number}/actions"] = np.zeros((3, 7), np.float32)
+        file["data/demo_1/touch"] = np.zeros((3, 2), np.float32)
+    (tmp_path / "lift.yaml").write_text(
+        "{embodiment: franka_panda, cameras: {}, action: [actions], state: [], instruction_text: lift}"
+    )
+    done, _ = told(tmp_path / "lift.hdf5", tmp_path / "out", "lerobot", entry=str(tmp_path / "lift.yaml"))
+    assert done.left_behind == ["field 'touch': lift.hdf5: data/demo_1 has it, not every episode before"]
+
+
+def test_facts_that_would_get_one_name_are_refused(tmp_path: Path, robot: Embodiment) -> None:
+    rng = np.random.default_rng(0)
+    with RldsWriter(tmp_path, "source", robot) as writer:
+        data = fake_data(robot, rng, 3)
+        fields = _episode_fields(data, robot, "here")
+        for name in ("length", "recorded_length"):
+            fields[f"episode_metadata/{name}"] = (LeafSpec(Kind.TEXT), [b"long"])
+        writer.add_fields("train", fields, _entry_of(data, robot))
+    said = r"facts 'length' and 'recorded_length' would both be 'recorded_length' in lerobot; rename one"
+    with pytest.raises(ValueError, match=said):
+        convert_dataset(writer.path, tmp_path / "lerobot", "lerobot")
+
+
 def test_facts_keep_their_types_and_what_has_no_place_is_told(tmp_path: Path, robot: Embodiment) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (4, 6, 3), dtype=np.uint8)

@@ -215,3 +215,20 @@ def test_a_field_that_some_episodes_lack_is_none_of_the_dataset(demos: Path, dem
     store = Hdf5Store(demos, "train", FIELDS)
     assert "dones" not in store.fields
     assert set(FIELDS) <= store.fields.keys()
+    has = "demos.hdf5: data/demo_1 has it, not every episode before"
+    assert store.partial_fields == {"dones": has if demo == 0 else "demos.hdf5: data/demo_2 lacks it"}
+
+
+def test_fields_of_some_files_are_none_of_the_dataset_and_why(one_per_file: Path) -> None:
+    """Constants, which are no fields at all, are not among them."""
+    for number in range(12):
+        name = one_per_file / f"episode_{number}.hdf5"
+        change(name, lambda file: file.__setitem__("camera_matrix", np.zeros((40, 3))))
+        kind = np.int32 if number == 4 else np.float32
+        change(name, lambda file, n=number, k=kind: file.__setitem__("effort", np.zeros((n + 1, 2), k)))
+    change(one_per_file / "episode_7.hdf5", lambda file: file.__setitem__("late", np.zeros((8, 2))))
+    store = Hdf5Store(one_per_file, "train", ("action",))
+    assert store.fields.keys() == {"action", "observations/qpos"}
+    assert store.partial_fields.keys() == {"effort", "late"}
+    assert "in episode_4.hdf5" in store.partial_fields["effort"]
+    assert store.partial_fields["late"] == "episode_7.hdf5: / has it, not every episode before"

@@ -38,6 +38,14 @@ class ExactNumbers(Protocol):
     def exact_numbers(self, field: str, episode: int) -> Shaped[np.ndarray, "T ..."]: ...
 
 
+@runtime_checkable
+class PartialFields(Protocol):
+    """A store that knows of fields that only some episodes have, and why they are none of its own."""
+
+    @property
+    def partial_fields(self) -> Mapping[str, str]: ...
+
+
 class Plan:
     """How a dataset becomes one of another format; settled before anything is written.
 
@@ -102,7 +110,10 @@ class Plan:
         return entry.model_copy(update={"rate_hz": rate_hz, "episode_id": named_by})
 
     def _carried_fields(self) -> dict[str, LeafSpec]:
-        fields = dict(self.splits[0].store.fields)
+        store = self.splits[0].store
+        fields = dict(store.fields)
+        partial = store.partial_fields if isinstance(store, PartialFields) else {}
+        self.left_behind += [f"field '{name}': {why}" for name, why in sorted(partial.items())]
         for name, leaf in sorted(fields.items()):
             if not _can_be_carried(leaf):
                 self.left_behind.append(f"field '{name}': {self.to} cannot hold {leaf} here")
@@ -147,6 +158,13 @@ class Plan:
                 there = name.removeprefix("recorded_")
                 back = self.to == "rlds" and there in LEROBOT_FACTS
                 names[name] = there if back else f"recorded_{name}" if name in taken else name
+        owners = {new: old for old, new in names.items()}
+        for old, new in names.items():
+            other = owners[new]
+            if other != old:
+                raise ValueError(
+                    f"episode facts '{old}' and '{other}' would both be '{new}' in {self.to}; rename one"
+                )
         return names
 
     def _carried_facts(self) -> CarriedFacts:

@@ -18,7 +18,7 @@ from vla_adapt.episodes.storage.cache_folder import cache_places, first_writable
 from vla_adapt.episodes.storage.damage import DamageLog, OnError, check_on_error
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass

@@ -43,6 +43,7 @@ class Contents:
         fields: per-step fields; of a field that is not required, those that agree in all files.
         masks: filter key -> episode numbers.
         columns: indexed number field -> name of the file with its values, row after row.
+        partial: field that is none of `fields`, because not all episodes have it alike -> why.
     """
 
     file: list[int] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Contents:
     fields: dict[str, LeafSpec] = field(default_factory=dict)
     masks: dict[str, list[int]] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
+    partial: dict[str, str] = field(default_factory=dict)
 
 
 def scan(files: Sequence[Path], required: Sequence[str], folder: Path, log: DamageLog) -> Contents:
@@ -112,18 +114,18 @@ def _scan_file(
         for name, rows in zip(contents.columns.values(), values, strict=True):
             columns[name].write(rows.tobytes())
         if steps:
-            _drop_lacking(contents.fields, group_of(file, group))
+            _note_odd_fields(contents, file, group, steps)
         numbers[group.rsplit("/", 1)[-1]] = len(contents.group)
         contents.file.append(number)
         contents.group.append(group)
         contents.length.append(steps)
     if any(_steps(file, group, required[0]) for group in groups):  # else nothing tells what a step holds
         found = _fields(file, groups, required[0])
-        contents.fields = {
-            name: leaf
-            for name, leaf in contents.fields.items()
-            if name in required or found.get(name) == leaf
-        }
+        odd = [n for n, leaf in contents.fields.items() if n not in required and found.get(n) != leaf]
+        for name in odd:
+            was, now = contents.fields.pop(name), found.get(name)
+            here = Path(file.filename).name
+            contents.partial[name] = f"is {now} in {here}, {was} before" if now else f"{here} lacks it"
     stored = {group.rsplit("/", 1)[-1] for group in groups}
     for mask, names in masks(file).items():
         for name in names:
@@ -132,10 +134,16 @@ def _scan_file(
         contents.masks.setdefault(mask, []).extend(numbers[name] for name in names if name in numbers)
 
 
-def _drop_lacking(fields: dict[str, LeafSpec], episode: h5py.Group) -> None:
-    """Forget fields that an episode does not have; required ones it has."""
-    for name in [name for name, leaf in fields.items() if leaf.kind is not Kind.TEXT and name not in episode]:
+def _note_odd_fields(contents: Contents, file: h5py.File, group: str, steps: int) -> None:
+    """Forget fields that an episode does not have (required ones it has), note those that others lack."""
+    there, fields = dict(datasets(group_of(file, group))), contents.fields
+    where = f"{Path(file.filename).name}: {group}"
+    for name in [name for name, leaf in fields.items() if leaf.kind is not Kind.TEXT and name not in there]:
         del fields[name]
+        contents.partial[name] = f"{where} lacks it"
+    for name, dataset in there.items():
+        if name not in fields and name not in contents.partial and leaf_of(dataset, steps) is not None:
+            contents.partial[name] = f"{where} has it, not every episode before"
 
 
 def _check_episode(

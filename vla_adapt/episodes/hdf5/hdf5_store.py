@@ -107,6 +107,11 @@ class Hdf5Store:
         return self._index.contents.fields
 
     @property
+    def partial_fields(self) -> Mapping[str, str]:
+        """Data sets that are none of `fields`, because not all episodes have them alike, and why."""
+        return self._index.contents.partial
+
+    @property
     def lengths(self) -> Int64[np.ndarray, " E"]:
         """Recorded steps of each episode."""
         return self._all_lengths[self._episodes]

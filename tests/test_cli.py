@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from vla_adapt import cli
+from vla_adapt import cli, cli_data
 
 
 def vla_adapt(
@@ -185,6 +185,19 @@ def test_pages_of_datasets_of_one_name_differ(run, two_robot_data: dict[str, Pat
     assert run("data", "inspect", mixture, "--out", tmp_path / "pages")[0] == 0
     pages = sorted(page.name for page in (tmp_path / "pages").iterdir())
     assert pages == ["ur5e_fake_2_episode_0.html", "ur5e_fake_episode_0.html"]
+
+
+@pytest.mark.parametrize(
+    ("names", "given"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["a", "a", "a"], ["a", "a_2", "a_3"]),
+        (["a", "a", "a_2"], ["a", "a_3", "a_2"]),
+        (["a_2", "a", "a", "a"], ["a_2", "a", "a_3", "a_4"]),
+    ],
+)
+def test_numbered_names_are_nobodys(names: list[str], given: list[str]):
+    assert cli_data._different(names) == given
 
 
 @pytest.mark.parametrize("verb", ["stats", "doctor"])

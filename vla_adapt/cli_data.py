@@ -5,6 +5,7 @@ As in `cli.py`, imports happen inside the verbs: `vla-adapt robots` must answer 
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -226,10 +227,12 @@ def data_convert(
 
 
 def _different(names: list[str]) -> list[str]:
-    """Names of which none is there twice: a second one is numbered."""
-    return [
-        name if name not in names[:number] else f"{name}_{number + 1}" for number, name in enumerate(names)
-    ]
+    """Names of which none is there twice: a second one is numbered, by a number that no other has."""
+    given: list[str] = []
+    for name in names:
+        free = (f"{name}_{number}" for number in itertools.count(2))
+        given.append(name if name not in given else next(n for n in free if n not in (*names, *given)))
+    return given
 
 
 def _check_json(file: Path | None) -> None:

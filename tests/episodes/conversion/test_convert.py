@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from vla_adapt.embodiment import Embodiment
 from vla_adapt.episodes import EpisodeData, fake_data, open_dataset
 from vla_adapt.episodes.conversion.convert import convert_dataset
 from vla_adapt.episodes.lerobot.lerobot_columns import encode_png
+from vla_adapt.episodes.lerobot.lerobot_writer import LeRobotWriter
 from vla_adapt.episodes.mapping.mapped import MappedDataset
 from vla_adapt.episodes.rlds.write import RldsWriter, _entry_of, _episode_fields
 from vla_adapt.episodes.storage.feature_spec import Kind, LeafSpec
@@ -185,6 +188,21 @@ def test_real_bridge_episodes_there_and_back(shared_dir: Path, tmp_path: Path, e
     for field, leaf in source.store.fields.items():
         if leaf.kind is Kind.NUMBER:
             np.testing.assert_array_equal(back.store.column(field), source.store.column(field))
+
+
+@pytest.mark.parametrize("to", ["rlds", "lerobot"])
+def test_a_full_disk_names_the_folder_and_leaves_nothing(
+    written: Path, tmp_path: Path, to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    writer = {"rlds": RldsWriter, "lerobot": LeRobotWriter}[to]
+    monkeypatch.setattr(writer, "add_fields" if to == "rlds" else "add", full)
+    target = tmp_path / "converted"
+    with pytest.raises(ValueError, match=rf"cannot be converted: {target}: No space left on device"):
+        convert_dataset(written, target, to)
+    assert not target.exists()
 
 
 @pytest.mark.slow

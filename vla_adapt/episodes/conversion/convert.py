@@ -114,9 +114,10 @@ def convert_dataset(
             for episode in episodes:
                 try:
                     add(dataset, episode)
-                except ValueError as error:
+                except (ValueError, OSError) as error:
                     where = f"{dataset.name}: episode {dataset.episode_id(episode)}"
-                    raise ValueError(f"{where}: cannot be converted: {error}") from None
+                    reason = f"{target}: {error.strerror or error}" if isinstance(error, OSError) else error
+                    raise ValueError(f"{where}: cannot be converted: {reason}") from None
                 progress.advance()
     return Conversion(dict(zip(names, map(len, plan.kept), strict=True)), left_behind)
 

@@ -57,7 +57,7 @@ def check_gripper_sign(survey: Survey) -> Iterator[Finding]:
         level, change = _agreement(survey, command, measured[slot])
         if is_a_part(against, judged) and along:
             yield _some_against(survey, slot, against, judged)
-        elif level < min(OPPOSITE, -CHANCE / np.sqrt(survey.steps)) and change < 0:
+        elif level < min(OPPOSITE, -CHANCE / np.sqrt(max(survey.steps, 1))) and change < 0:
             yield Finding(
                 "gripper_sign", "error", survey.name,
                 f"{slot}: commanded and measured opening run against each other: correlation {level:.2f} "

@@ -51,9 +51,10 @@ class NarrowCopies:
         if not made or scales != self._scales or not _same(sources, self._sources):
             self._make(sources, scales, dtype)
         # `data`: what a pass holds for its backward pass may be written again, with the same numbers.
-        torch._foreach_copy_([copy.data for copy in self._plain], sources)
-        torch._foreach_copy_([copy.data for copy in self._scaled], sources)
-        torch._foreach_mul_([copy.data for copy in self._scaled], scales)
+        at_once: Any = torch  # PyTorch's operations on lists have no public names
+        at_once._foreach_copy_([copy.data for copy in self._plain], sources)
+        at_once._foreach_copy_([copy.data for copy in self._scaled], sources)
+        at_once._foreach_mul_([copy.data for copy in self._scaled], scales)
         return True
 
     def _make(self, sources: list[Tensor], scales: list[float], dtype: torch.dtype) -> None:

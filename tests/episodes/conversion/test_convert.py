@@ -200,7 +200,7 @@ def test_a_full_disk_names_the_folder_and_leaves_nothing(
     writer = {"rlds": RldsWriter, "lerobot": LeRobotWriter}[to]
     monkeypatch.setattr(writer, "add_fields" if to == "rlds" else "add", full)
     target = tmp_path / "converted"
-    with pytest.raises(ValueError, match=rf"cannot be converted: {target}: No space left on device"):
+    with pytest.raises(ValueError, match=rf"{target} cannot be written: No space left on device"):
         convert_dataset(written, target, to)
     assert not target.exists()
 

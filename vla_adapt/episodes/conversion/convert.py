@@ -7,6 +7,7 @@ cannot hold is told: depth, ragged fields, 64-bit floats in RLDS, empty episodes
 
 from __future__ import annotations
 
+import errno
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -114,10 +115,13 @@ def convert_dataset(
             for episode in episodes:
                 try:
                     add(dataset, episode)
-                except (ValueError, OSError) as error:
+                except ValueError as error:
                     where = f"{dataset.name}: episode {dataset.episode_id(episode)}"
-                    reason = f"{target}: {error.strerror or error}" if isinstance(error, OSError) else error
-                    raise ValueError(f"{where}: cannot be converted: {reason}") from None
+                    raise ValueError(f"{where}: cannot be converted: {error}") from None
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise ValueError(f"{target} cannot be written: {error.strerror}") from None
                 progress.advance()
     return Conversion(dict(zip(names, map(len, plan.kept), strict=True)), left_behind)
 

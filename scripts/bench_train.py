@@ -98,15 +98,19 @@ def fitting(bench: Bench, step: Callable[[], Any]) -> float | None:
     except torch.cuda.OutOfMemoryError:
         pass  # what it made goes with the error
     bench.model.zero_grad(set_to_none=True)
+    free_memory()
+    return None
+
+
+def free_memory() -> None:
+    """Give a GPU back what nothing refers to any more."""
     gc.collect()
     torch.cuda.empty_cache()
-    return None
 
 
 def compiled_run(size: Size, activation_budget: float) -> dict[str, Any]:
     """On a GPU: the step of a run of one process with `train.compile`, with nothing else beside it."""
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory()
     torch._dynamo.reset()
     bench = Bench(size, "cuda")
     compiled = compiled_blocks(bench.model, activation_budget=activation_budget)
@@ -255,16 +259,17 @@ def on_a_gpu(size: Size, row: dict[str, Any]) -> dict[str, Any]:
         run["mfu"] = row["flops"]["ours"] / run["seconds"] / row["peak_flops_per_s"]
         found["compiled"].append(run)
         print("compiled, towers replayed: " + ", ".join(f"{key} {value:.4g}" for key, value in run.items()))
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory()
     found["batches"] = growing_batches(size)
+    alone = [e for e in found["batches"] if e["samples"] == size.samples and e["checkpointing"] == "none"]
+    # There no other AdamW lies beside it.
+    found["peak_memory_mb"] = alone[0].get("peak_memory_mb") if alone else None
     print(f"{'checkpointing':>14s}{'samples':>9s}{'samples/s':>11s}{'peak MB':>9s}")
     for each in found["batches"]:
         rate, memory = each["samples_per_s"], each.get("peak_memory_mb")
         said = "  out of memory" if rate is None else f"{rate:11.1f}{memory:9.0f}"
         print(f"{each['checkpointing']:>14s}{each['samples']:9d}{said}")
-    gc.collect()
-    torch.cuda.empty_cache()
+    free_memory()
     found["smallest_memory_mb"] = smallest_memory(size, found["batches"])
     print(f"smallest memory for one sample: {found['smallest_memory_mb']:.0f} MB")
     return found

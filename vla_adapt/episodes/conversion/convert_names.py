@@ -28,14 +28,19 @@ def field_names(fields: Mapping[str, LeafSpec], to: StorageFormat) -> dict[str, 
     names: dict[str, str] = {}
     for field, leaf in fields.items():
         names[field] = _lerobot_name(field, leaf) if to == "lerobot" else _rlds_name(field, leaf, fields)
+    refuse_twins(names, "fields", to)
+    return names
+
+
+def refuse_twins(names: Mapping[str, str], what: str, to: StorageFormat) -> None:
+    """Raise ValueError where two of `what` (source name -> target name) would get the same name."""
     taken: dict[str, str] = {}
-    for field, name in names.items():
+    for source, name in names.items():
         if name in taken:
             raise ValueError(
-                f"fields '{taken[name]}' and '{field}' would both be '{name}' in {to}; rename one"
+                f"{what} '{taken[name]}' and '{source}' would both be '{name}' in {to}; rename one"
             )
-        taken[name] = field
-    return names
+        taken[name] = source
 
 
 def instruction_name(names: Mapping[str, str], to: StorageFormat) -> str:

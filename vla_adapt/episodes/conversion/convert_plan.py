@@ -14,6 +14,7 @@ from vla_adapt.episodes.conversion.convert_names import (
     StorageFormat,
     field_names,
     instruction_name,
+    refuse_twins,
     renamed_entry,
 )
 from vla_adapt.episodes.lerobot.lerobot_features import STANDARD, TASK, feature_of
@@ -158,13 +159,7 @@ class Plan:
                 there = name.removeprefix("recorded_")
                 back = self.to == "rlds" and there in LEROBOT_FACTS
                 names[name] = there if back else f"recorded_{name}" if name in taken else name
-        owners = {new: old for old, new in names.items()}
-        for old, new in names.items():
-            other = owners[new]
-            if other != old:
-                raise ValueError(
-                    f"episode facts '{old}' and '{other}' would both be '{new}' in {self.to}; rename one"
-                )
+        refuse_twins(names, "episode facts", self.to)
         return names
 
     def _carried_facts(self) -> CarriedFacts:

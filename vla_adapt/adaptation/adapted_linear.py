@@ -17,12 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from vla_adapt.adaptation.low_rank import Block, Pair
+from vla_adapt.adaptation.low_rank import Block, Pair, plus
 
 # Thin products run below a processor's peak, and read and write their rows once more.
 _THIN_COST = 1.25
-# PyTorch 2.8 and later; products of 16-bit factors in 32 bits, on a GPU only.
-_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
 
 class Narrow(NamedTuple):
@@ -143,12 +141,12 @@ class _Thin(torch.autograd.Function):
             for pair in used:
                 inner, a, b = next(hidden), 2 * pair, 2 * pair + 1
                 if wanted[b]:
-                    grads[b] = _plus(grads[b], part.t(), inner, dtypes[b])
+                    grads[b] = plus(grads[b], part.t(), inner, dtypes[b])
                 if not wanted[a] and x_grad is None:
                     continue
                 inner_grad = torch.mm(part, matrices[b])
                 if wanted[a]:
-                    grads[a] = _plus(grads[a], inner_grad.t(), _cut(rows, start, stop), dtypes[a])
+                    grads[a] = plus(grads[a], inner_grad.t(), _cut(rows, start, stop), dtypes[a])
                 if x_grad is not None:
                     _add_product(_cut(x_grad, start, stop), inner_grad, matrices[a])
         x_grad = None if x_grad is None else x_grad.view(ctx.shape)
@@ -204,21 +202,10 @@ class _Folded(torch.autograd.Function):
             for pair in trained:
                 a, b, update = 2 * pair, 2 * pair + 1, whole * ctx.scales[pair]
                 if wanted[a]:
-                    grads[a] = _plus(grads[a], pairs[b].t(), update, update.dtype)
+                    grads[a] = plus(grads[a], pairs[b].t(), update)
                 if wanted[b]:
-                    grads[b] = _plus(grads[b], update, pairs[a].t(), update.dtype)
+                    grads[b] = plus(grads[b], update, pairs[a].t())
         return None if x_grad is None else x_grad.view(ctx.shape), None, None, None, None, *grads
-
-
-def _plus(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """`total` plus the product of two matrices, which are of `dtype` or of a narrower one."""
-    if left.dtype == dtype:
-        return torch.mm(left, right) if total is None else total.addmm_(left, right)
-    if _WIDE_PRODUCTS and left.is_cuda and not torch.compiler.is_compiling():
-        product = torch.mm(left, right, out_dtype=dtype)
-    else:
-        product = torch.mm(left, right).to(dtype)
-    return product if total is None else total.add_(product)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

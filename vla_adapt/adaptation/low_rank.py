@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 LAUNCH_FLOPS = {"cpu": 5e5, "cuda": 1.5e9}
 # Concatenating the matrices costs about as much as this many more rows.
 CONCATENATION_ROWS = 8
+# PyTorch 2.8 and later; products of 16-bit factors in 32 bits, on a GPU only.
+_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
 
 class Block(NamedTuple):
@@ -101,11 +103,11 @@ class _Segments(torch.autograd.Function):
             a, b = 2 * pair, 2 * pair + 1
             part = rows_grad[start:stop]
             if wanted[4 + b]:
-                grads[b] = _plus(grads[b], part.t(), inner)
+                grads[b] = plus(grads[b], part.t(), inner)
             if wanted[4 + a] or x_grad is not None:
                 inner_grad = torch.mm(part, weights[b]).mul_(ctx.scales[pair])
                 if wanted[4 + a]:
-                    grads[a] = _plus(grads[a], inner_grad.t(), rows[start:stop])
+                    grads[a] = plus(grads[a], inner_grad.t(), rows[start:stop])
                 if x_grad is not None and first:
                     torch.mm(inner_grad, weights[a], out=x_grad[start:stop])
                 elif x_grad is not None:
@@ -145,8 +147,15 @@ def _empty_or_zeros(rows: Tensor, blocks: list[Block]) -> Tensor:
     return torch.empty_like(rows) if written == len(rows) else torch.zeros_like(rows)
 
 
-def _plus(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    return torch.mm(left, right) if total is None else total.addmm_(left, right)
+def plus(total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`total` plus a product, in place; `dtype`: of the sum, where the factors are of a narrower one."""
+    if dtype is None or left.dtype == dtype:
+        return torch.mm(left, right) if total is None else total.addmm_(left, right)
+    if _WIDE_PRODUCTS and left.is_cuda and not torch.compiler.is_compiling():
+        product = torch.mm(left, right, out_dtype=dtype)
+    else:
+        product = torch.mm(left, right).to(dtype)
+    return product if total is None else total.add_(product)
 
 
 def _mask(rows: int, blocks: list[Block], pairs: list[Pair], known: dict[Any, Tensor]) -> Tensor:

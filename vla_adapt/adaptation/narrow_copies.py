@@ -18,11 +18,13 @@ from vla_adapt.adaptation.routed import RoutedLinear
 
 
 class NarrowCopies:
-    """The copies of all adapters that a model's routed linear layers have now, in the layers' `narrow`."""
+    """Copies of the adapters that a model's routed linear layers have now, in `narrow` where it is of use."""
 
     def __init__(self, model: nn.Module) -> None:
         layers = [module for module in model.modules() if isinstance(module, RoutedLinear)]
-        self._places = [(layer, name) for layer in layers for name in layer.lora_A]
+        self._places = [
+            (layer, name) for layer in layers for name in layer.lora_A if layer.takes_copies(name)
+        ]
         self._sides: list[Any] = [
             side[name] for layer, name in self._places for side in (layer.lora_A, layer.lora_B)
         ]

@@ -64,9 +64,10 @@ class Route:
         """Through a layer that has `adapters` and gets `rows` rows."""
         if torch.compiler.is_compiling():  # what a trace keeps makes it worthless for the next layer
             return self._way(adapters, rows)
-        if (adapters, rows) not in self.ways:
-            self.ways[adapters, rows] = self._way(adapters, rows)
-        return self.ways[adapters, rows]
+        way = self.ways.get((adapters, rows))
+        if way is None:
+            way = self.ways[adapters, rows] = self._way(adapters, rows)
+        return way
 
     def _way(self, adapters: tuple[str, ...], rows: int) -> Way:
         segments = [segment for segment in self.segments if segment.name in adapters]
@@ -128,11 +129,10 @@ class RoutedLinear(Routed, Linear):
         base: Any = self.base_layer
         dtype = self._dtype(way.names[0], x.device.type)
         if self._in_one_step(base, way.names, x, dtype):
-            if route.narrow and all(name in self.narrow for name in way.names):
-                pairs = [self._pair(name, None) for name in way.names]
-                narrow = [self.narrow[name] for name in way.names]
-                return adapted_linear(x.to(dtype), base, way.groups, pairs, narrow=narrow)
-            return adapted_linear(x.to(dtype), base, way.groups, [self._pair(n, dtype) for n in way.names])
+            copied = route.narrow and all(name in self.narrow for name in way.names)
+            narrow = [self.narrow[name] for name in way.names] if copied else []
+            pairs = [self._pair(name, None if copied else dtype) for name in way.names]
+            return adapted_linear(x.to(dtype), base, way.groups, pairs, narrow=narrow)
         result = base(x)
         fresh = result.dtype == dtype and type(base) is nn.Linear
         added = add_low_rank(
@@ -143,6 +143,12 @@ class RoutedLinear(Routed, Linear):
             masks=route.masks,
         )
         return added if fresh else (result + added).to(result.dtype)
+
+    def takes_copies(self, name: str) -> bool:
+        """Whether copies of an adapter can be of use here: only where layer and adapter may be one step."""
+        base: Any = self.base_layer
+        plain = type(base) is nn.Linear and not base.weight.requires_grad
+        return plain and not getattr(self.lora_dropout[name], "p", 0.0)
 
     def _in_one_step(self, base: nn.Module, names: list[str], x: Tensor, dtype: torch.dtype) -> bool:
         """Whether layer and adapters are one step of autograd: in training, of a frozen plain layer."""

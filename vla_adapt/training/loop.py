@@ -220,17 +220,18 @@ def _add_up_gradients(
 
     `done` steps are behind.
     """
-    accelerator = run.accelerator
+    accelerator, alone = run.accelerator, run.ranks.world == 1
     for number, (loaded, ids) in enumerate(micro_batches, start=1):
         batch, following = data.on_device(loaded), micro_batches[number : number + 1]
         with spread.passing(not following):
             with accelerator.autocast():
                 output = wrapped(batch, done / run.steps)
-            if run.ranks.world > 1:  # before a bad gradient goes to the others
+            if not alone:  # before a bad gradient goes to the others
                 _check_finite(output, ids, batch.robots, done)
             accelerator.backward(output["loss"] / len(micro_batches))
         data.look_ahead(following[0][0] if following else None)  # before anything waits for the backward pass
-        _check_finite(output, ids, batch.robots, done)
+        if alone:
+            _check_finite(output, ids, batch.robots, done)
         log.add(output, loaded)
     return {robot for batch, _ in micro_batches for robot in batch.robots}
 
